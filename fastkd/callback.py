@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['pred_term', 'total_loss', 'EpochMeans', 'DistillationColumns', 'KnowledgeDistillation']
 
-# %% ../nbs/50_callback.ipynb #2dc7dfcc
+# %% ../nbs/50_callback.ipynb #2a5cd872
 import copy, math, warnings
 import pandas as pd, torch, torch.distributed as dist, torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from fastai.learner import Recorder
+from fastai.torch_core import cast
 from fastcore.basics import PrettyString
 from .checks import check_features, check_models, check_preds, scores, student_pred, valid_batch, verdicts
 from .feature_losses import FeatureLoss
@@ -22,7 +23,7 @@ from .task import Labels, plain_loss, task_of
 from .teacher import Teachers, merge_logits
 from torch import Tensor
 
-# %% ../nbs/50_callback.ipynb #9ca28e18
+# %% ../nbs/50_callback.ipynb #ba515a65
 def _resize(z, pred):
     "Segmentation: logits of a teacher that works at another size, at the student's"
     if z.ndim==4 and pred.ndim==4 and z.shape[-2:] != pred.shape[-2:]: return F.interpolate(z.float(), pred.shape[-2:], mode='bilinear', align_corners=False)
@@ -43,7 +44,7 @@ def pred_term(
     if columns is not None: pred = pred.index_select(axis, torch.tensor(columns, device=pred.device))
     return loss(pred, merge_logits(preds, weights, T, loss.act, axis), pos=pos, axis=axis, **given)
 
-# %% ../nbs/50_callback.ipynb #d3cd15be
+# %% ../nbs/50_callback.ipynb #d80bc93d
 def total_loss(
     task:Tensor, # task loss; None: no labels
     kd:Tensor, # sum of the distillation terms; None: not computed
@@ -54,7 +55,7 @@ def total_loss(
     parts = [w*o for w,o in ((hard_weight,task), (weight,kd)) if w and o is not None]
     return sum(parts) if parts else None
 
-# %% ../nbs/50_callback.ipynb #6e0c3166
+# %% ../nbs/50_callback.ipynb #0ce51702
 class EpochMeans:
     "Means of named scalars over the items of an epoch, kept on their device"
     def __init__(self): self.sums,self.n = {},{}
@@ -73,7 +74,7 @@ class EpochMeans:
         "Name → mean, as floats"
         return {k: float(v)/self.n[k] for k,v in self.sums.items()}
 
-# %% ../nbs/50_callback.ipynb #a4a4dc4e
+# %% ../nbs/50_callback.ipynb #e778910e
 class _StaysHere(Callback):
     "A callback that an export leaves behind: a plain `Callback` that does nothing, for which fastkd is not needed, takes its place"
     _shared = () # attributes that a copy has in common with the original
@@ -88,12 +89,12 @@ class _StaysHere(Callback):
 
 class DistillationColumns(_StaysHere):
     "The terms of `kd` as columns of the training table"
-    order = Recorder.order+1
+    order,remove_on_fetch = Recorder.order+1,True
     def __init__(self, kd): self.kd = kd
 
     def before_fit(self):
         "Add the names before Recorder's are printed"
-        if not hasattr(self.learn, 'recorder'): return
+        if self.kd.off or not hasattr(self.learn, 'recorder') or hasattr(self.learn, 'lr_finder'): return
         names = self.learn.recorder.metric_names
         i = len(names) - self.learn.recorder.add_time
         self.learn.recorder.metric_names = names[:i] + self.kd.columns + names[i:]
@@ -108,7 +109,7 @@ class DistillationColumns(_StaysHere):
         "Take the stand-in for missing labels out again"
         if self.kd.no_labels: self.learn.yb,self.kd.no_labels = (),False
 
-# %% ../nbs/50_callback.ipynb #3910f996
+# %% ../nbs/50_callback.ipynb #cdc697c2
 class KnowledgeDistillation(_StaysHere):
     "Train the learner's model as the student of `teacher`; see `summary` for what is done"
     order,run_valid,_shared = MixHandler.order+.5,False,('teachers','losses','terms')
@@ -184,6 +185,7 @@ class KnowledgeDistillation(_StaysHere):
         else: self.fits += 1
         if self.checked is not self.dls: self._look_at_teacher()
         if self.features and self.features.student is not unwrap(self.model): self.features = self.adapter_opt = None
+        if self.feature_terms and any(map(_is_compiled, (self.model, *(o.model for o in self.teachers)))): torch._dynamo.reset()  # compiled code ignores hooks added later
 
     def _copy_adapters(self):
         same = unwrap(self.model),*self.teachers,*self.terms
@@ -192,31 +194,30 @@ class KnowledgeDistillation(_StaysHere):
     def _look_at_teacher(self):
         self.checked = self.dls
         b = None if dist.is_available() and dist.is_initialized() else valid_batch(self.learn)
-        r = b and self._scores(*b)
+        if b is None: return
+        pred,preds = student_pred(self.model, b[0]),self.teachers(b[0], self.task.axis)
+        self._check_preds(pred, preds)
+        r = self._scores(b[1], preds, pred)
         for v in verdicts(r, self._measure) if r else []: warnings.warn(v, stacklevel=2)
 
-    def _scores(self, xb, yb, s_pred=None):
-        "Of the teacher, and with `s_pred` the student; None where there are no labels, or the teacher misses some classes"
+    def _scores(self, yb, preds, s_pred):
+        "Of the teachers and the student; None where there are no labels, or the teachers miss some classes"
         if not len(yb) or self.task.kind == 'unknown' or self.teachers[0].columns[0] is not None: return None
-        return scores(self.task, yb[0], self._merged(xb), s_pred)
+        act = dict(single='softmax', binary='sigmoid').get(self.task.kind)
+        return scores(self.task, yb[0], merge_logits([_resize(z, s_pred) for z in preds], self.teachers.weights, act=act, axis=self.task.axis), s_pred)
 
     @property
     def _measure(self): return 'R²' if self.task.kind=='regression' else 'accuracy'
-
-    def _merged(self, xb):
-        "The teachers' predictions as one"
-        act = dict(single='softmax', binary='sigmoid').get(self.task.kind)
-        return merge_logits(self.teachers(xb, self.task.axis), self.teachers.weights, act=act, axis=self.task.axis)
 
     # A batch
     def before_batch(self):
         "Hide labels of -1 from the task loss; be ready to record the student's layers"
         self.labels = None
         if self.off: return
-        if self.feature_terms and self.features is None: self._make_features(self.xb)
+        if self.feature_terms and self.features is None: self._make_features(tuple(cast(o, Tensor) if isinstance(o, Tensor) else o for o in self.xb))
         if len(self.yb) and isinstance(self.yb[0], Tensor):
             mix = next((c for c in self.learn.cbs if isinstance(c, MixHandler) and getattr(c, 'stack_y', False) and c.run), None)
-            self.labels = Labels(self.task, self.yb[0], mix)
+            self.labels = Labels(self.task, cast(self.yb[0], Tensor), mix)
             self.learn.yb = (self.labels.y, *self.yb[1:])
         if self.features:
             self.taps = self.taps or self.features.taps()
@@ -249,14 +250,16 @@ class KnowledgeDistillation(_StaysHere):
         "Each term times its weight, in the order of `terms`"
         fs,axis,cols = taps and taps[0].pop(),self.task.axis,self.teachers[0].columns[0]
         self.teacher_preds = preds = [_resize(z, pred) for z in self.teachers(xb, axis, taps and taps[1])]
-        if self.first: self._check_first(pred, preds, cols)
+        if self.first: self._check_preds(pred, preds)
+        self.first = False
         by_feature,given = iter(self.features(fs, taps[1].pop(), pos) if taps else ()),self._given(pred)
         each = [next(by_feature) if isinstance(l, FeatureLoss) else pred_term(l, pred, preds, self.teachers.weights, cols, axis, pos, **given) for l in self.terms]
         return [value_at(l.weight, pos)*o for l,o in zip(self.terms, each)]
 
-    def _check_first(self, pred, preds, cols):
-        self.first = False
-        check_preds(self.task, pred if cols is None else pred.index_select(self.task.axis, torch.tensor(cols, device=pred.device)), preds, self.teachers)
+    def _check_preds(self, pred, preds):
+        cols = self.teachers[0].columns[0]
+        if cols is not None: pred = pred.index_select(self.task.axis, torch.tensor(cols, device=pred.device))
+        check_preds(self.task, pred, [_resize(z, pred) for z in preds], self.teachers)
 
     def _given(self, pred):
         "What a loss may ask for beside the predictions"
@@ -274,6 +277,10 @@ class KnowledgeDistillation(_StaysHere):
     def after_step(self):
         "Train the adapters, before the loss scale is updated"
         if self.adapter_opt: self.adapter_opt.step(self.opt.hypers[-1]['lr'], getattr(self.learn, 'scaler', None))
+
+    def after_cancel_step(self):
+        "The student's step is skipped, as on overflow in float16: so is the adapters'"
+        if self.adapter_opt: self.adapter_opt.clear()
 
     def after_cancel_batch(self): self._disarm()
 
@@ -335,8 +342,10 @@ class KnowledgeDistillation(_StaysHere):
         for l,n,v in zip(self.terms, self.term_names, values):
             yield f"  {n}: {v.item():.4g} with its weight, {l!r}"
             if isinstance(l, FeatureLoss): yield from (f"    {o}" for o in self.features.describe(l))
-        r = self._scores(xb, yb, pred)
+        r = self._scores(yb, self.teacher_preds, pred)
         yield f"  {self._measure}: teacher {r['teacher']:.3f}, student {r['student']:.3f}, best constant answer {r['chance']:.3f}" if r else "  The teacher's accuracy cannot be measured on this batch"
         yield from (f"Warning: {v}" for v in (verdicts(r, self._measure) if r else []))
 
 def _n_params(m): return f"{sum(p.numel() for p in m.parameters()):,} parameters"
+
+def _is_compiled(model): return any(isinstance(m, torch._dynamo.OptimizedModule) or getattr(m, '_compiled_call_impl', None) is not None for m in model.modules())

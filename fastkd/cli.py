@@ -24,10 +24,11 @@ def _demo(args):
     print("Loading PyTorch and fastai …", flush=True)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning)  # fastai's import, with torch 2.9 and later
-        import matplotlib
+        import matplotlib, torch
         matplotlib.use('agg')
+        torch.set_num_threads(1)  # more gain nothing on networks this small, and stall where other programs use the cores
         from fastkd.demo import demo
-        epochs = args.epochs or (2 if args.quick else 6)
+        epochs = args.epochs or (2 if args.quick else 5)
         demo(out, epochs, range(args.seed, args.seed + (2 if args.quick else 5)), (0,1,2,4) if args.quick else (0,1,2,4,8,16))
 
 def _parser():
@@ -38,7 +39,7 @@ def _parser():
                     "Prints a table and writes tables, plots and the distilled student. Needs no download; about a minute and a half on two cores.")
     d.add_argument('--out', type=Path, default=Path('fastkd-demo'), metavar='DIR', help="directory for the files (default: %(default)s)")
     d.add_argument('--seed', type=_int_from(0), default=0, metavar='N', help="first seed (default: %(default)s)")
-    d.add_argument('--epochs', type=_int_from(1), metavar='N', help="epochs of each training (default: 6; with --quick 2)")
+    d.add_argument('--epochs', type=_int_from(1), metavar='N', help="epochs of each training (default: 5; with --quick 2)")
     d.add_argument('--quick', action='store_true', help="two seeds and fewer epochs: to try the command, not to judge by")
     d.set_defaults(run=_demo)
     return p

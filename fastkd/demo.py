@@ -6,14 +6,14 @@
 __all__ = ['teacher_net', 'student_net', 'setting', 'convnet', 'Curves', 'fit_teacher', 'fit_student', 'latency',
            'paired_difference', 'compare', 'table', 'plot_curves', 'verdict', 'demo']
 
-# %% ../nbs/95_demo.ipynb #ea78adec
+# %% ../nbs/95_demo.ipynb #bebaac25
 from fastai.vision.all import *
 from .callback import EpochMeans, KnowledgeDistillation
 from .data import digits_dls
 from .evaluate import TTAEvaluator, agreement
 from .losses import SoftTarget
 
-# %% ../nbs/95_demo.ipynb #a3452462
+# %% ../nbs/95_demo.ipynb #5d0196bd
 def convnet(
     *widths:int, # channels of each convolution; all but the first halve the image
 )->nn.Module: # (B,1,H,W) → logits (B,10)
@@ -23,7 +23,7 @@ def convnet(
 
 teacher_net,student_net = partial(convnet,32,64,128),partial(convnet,8,16,32)
 
-# %% ../nbs/95_demo.ipynb #5bac4a21
+# %% ../nbs/95_demo.ipynb #7428557f
 class Curves(Callback):
     "Mean losses of each epoch: the task's, and `loss` between the learner and `teacher`"
     order = KnowledgeDistillation.order+.1
@@ -40,7 +40,7 @@ class Curves(Callback):
         self.rows += [dict(epoch=self.epoch+1, loss=nm, split=split, value=v) for nm,split,v in
                       (('task','train',row['task_loss']), ('task','valid',valid['task']), ('kd','train',row.get('kd_loss')), ('kd','valid',valid['kd']))]
 
-# %% ../nbs/95_demo.ipynb #627cf209
+# %% ../nbs/95_demo.ipynb #26cb7a77
 def _fit(learn, epochs, lr, cbs=None):
     with learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=cbs)
     return learn
@@ -68,7 +68,7 @@ def fit_student(
     curves = Curves(teacher.model.eval(), SoftTarget(T=4))
     return _fit(learn, epochs, 2e-2, curves),pd.DataFrame(curves.rows)
 
-# %% ../nbs/95_demo.ipynb #fef83cfc
+# %% ../nbs/95_demo.ipynb #80f7a5e4
 def latency(
     model:nn.Module, # in eval mode
     xb:Tensor, # one batch of inputs
@@ -92,7 +92,7 @@ def paired_difference(
     if len(d)<2: raise ValueError(f"a standard error needs two seeds or more, and there is {len(d)}")
     return d.mean(),d.std(ddof=1)/math.sqrt(len(d))
 
-# %% ../nbs/95_demo.ipynb #854f2731
+# %% ../nbs/95_demo.ipynb #c1368199
 def _measure(name, learn, seed, teacher_preds=None):
     "One row: what `learn` gets right on the held-out images, and how often its answer is the teacher's"
     with learn.no_bar(): preds,targs = learn.get_preds()
@@ -101,7 +101,7 @@ def _measure(name, learn, seed, teacher_preds=None):
     return row,preds
 
 def compare(
-    epochs:int=6, # of each training
+    epochs:int=5, # of each training
     seeds:Sequence=range(5), # of the students; the teacher has the first
 )->SimpleNamespace: # `teacher`, `student` (distilled, of the first seed), `runs` and `curves` (DataFrames)
     "Train the teacher, and for each seed a student alone and a distilled one"
@@ -114,7 +114,7 @@ def compare(
         if distilled: student = ifnone(student, learn)
     return SimpleNamespace(teacher=teacher, student=student, runs=pd.DataFrame([row,*rows]), curves=pd.concat(curves, ignore_index=True))
 
-# %% ../nbs/95_demo.ipynb #0773b303
+# %% ../nbs/95_demo.ipynb #6cc0b6f9
 def table(
     res:SimpleNamespace, # from `compare`
 )->pd.DataFrame: # a row per network
@@ -136,11 +136,11 @@ def plot_curves(
             g,color = df.groupby('epoch').value,dict(distilled='C0').get(name, 'C1')
             ax.plot(g.mean(), '-' if split=='valid' else '--', color=color, marker='o', ms=3, label=f'{name}, {split}')
             ax.fill_between(g.min().index, g.min(), g.max(), color=color, alpha=.12, lw=0)
-        ax.set(title=title, xlabel='epoch', ylabel='loss', yscale='log', xticks=df.epoch.unique())
+        ax.set(title=title, xlabel='epoch', ylabel='loss', xticks=df.epoch.unique(), ylim=(0,None))
         ax.legend()
     return fig
 
-# %% ../nbs/95_demo.ipynb #c9fe2cd4
+# %% ../nbs/95_demo.ipynb #5060f813
 setting = """The teacher was trained on all 1293 training images and had all their labels. The student had the labels of 100 of
 them, ten of each digit. Alone it was trained on those 100; distilled it was also shown the other 1193, without
 labels, with the teacher's answers as targets. Of each seed, both started from the same weights, had the same labels
@@ -157,7 +157,7 @@ def verdict(
     if n<4: return f"{text}: too few seeds for a conclusion"
     return text + (": " + ("ahead" if mean>0 else "behind") + " by more than two standard errors" if abs(mean)>2*se else ": no clear difference")
 
-# %% ../nbs/95_demo.ipynb #12e0f150
+# %% ../nbs/95_demo.ipynb #06b76696
 def _print_table(df, seconds):
     fmt = dict(parameters='{:,}', ms_per_batch='{:.2f}', accuracy='{:.3f}', sd='{:.3f}', agreement='{:.3f}')
     print('\n' + df.to_string(formatters={k: v.format for k,v in fmt.items()}, na_rep='').replace('nan', '   '))
@@ -165,7 +165,7 @@ def _print_table(df, seconds):
 
 def demo(
     out:Path, # directory for the files; made if it is not there
-    epochs:int=6, # of each training
+    epochs:int=5, # of each training
     seeds:Sequence=range(5), # two or more
     n_augs:Sequence=(0,1,2,4,8,16), # numbers of augmented passes
 )->pd.DataFrame: # the table

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['class_mask', 'agreement', 'TTAEvaluator', 'test_time_aug']
 
-# %% ../nbs/70_evaluate.ipynb #1bde0900
+# %% ../nbs/70_evaluate.ipynb #8ba7a585
 import difflib, inspect, warnings, zlib
 from numbers import Integral, Real
 
@@ -16,7 +16,7 @@ from fastai.metrics import AccumMetric, ActivationType, LossMetric
 from fastai.vision.core import PILBase
 from PIL import Image
 
-# %% ../nbs/70_evaluate.ipynb #29ebcbd7
+# %% ../nbs/70_evaluate.ipynb #dc0ef2fb
 def _class_idxs(classes, vocab, arg='classes'):
     "Indexes of `classes` in `vocab`; integers are indexes unless they are names in `vocab`"
     classes = classes.tolist() if hasattr(classes, 'tolist') else classes
@@ -64,7 +64,7 @@ def class_mask(
     raise ValueError(f"None of the {len(y)} items is left: {'all are' if invert else 'none is'} of the classes {classes}; "
                      f"choose `classes` among {y.unique().tolist()[:10]} (the first indexes in `y_true`), or change `invert`")
 
-# %% ../nbs/70_evaluate.ipynb #98a29156
+# %% ../nbs/70_evaluate.ipynb #a4c0387f
 def agreement(
     preds:Tensor, # scores of one model (logits or probabilities), (N, C, *)
     other:Tensor # scores of the other model, of the same shape
@@ -74,7 +74,7 @@ def agreement(
     if preds.ndim < 2 or not preds.numel(): raise ValueError(f"`preds` has shape {tuple(preds.shape)}: give scores per class, (N, C, *), with at least one item")
     return (preds.argmax(1).cpu() == other.argmax(1).cpu()).float().mean().item()
 
-# %% ../nbs/70_evaluate.ipynb #41539c3a
+# %% ../nbs/70_evaluate.ipynb #3d70d9af
 _no_preds = (ValueMetric, AvgLoss, AvgSmoothLoss, LossMetric)
 
 def _metrics(metrics):
@@ -124,7 +124,7 @@ def _score(metric, preds, targs):
     try: return float(res)
     except (TypeError,ValueError): raise ValueError(f"metric {_name(metric)} gave {type(res).__name__}, not a number: pass an instance such as `F1Score()`, or a function of (preds, targs)") from None
 
-# %% ../nbs/70_evaluate.ipynb #f3b308f6
+# %% ../nbs/70_evaluate.ipynb #2b065196
 def _fresh(o):
     "A copy of a decoded item that a transform may write into"
     if isinstance(o, Image.Image): return type(o)(o.copy()) if isinstance(o, PILBase) else o.copy()
@@ -181,7 +181,7 @@ def _decode(ds, idxs, max_bytes, threads, bar):
         items = _decode_all(ds, idxs, max_bytes, threads, bar)
         return items if _rng_mark() == before else {}
 
-# %% ../nbs/70_evaluate.ipynb #4132d255
+# %% ../nbs/70_evaluate.ipynb #812a5d1d
 def _checksum(model):
     "Changes with any bit of the model's parameters and buffers"
     crc = 0
@@ -228,7 +228,7 @@ def _bar(learn, master=False):
         return learn.progress.mbar
     return _f
 
-# %% ../nbs/70_evaluate.ipynb #0bf571fa
+# %% ../nbs/70_evaluate.ipynb #f6b79cb4
 class TTAEvaluator:
     "Test-time augmentation of `learn` for any number of passes in one run, bit-identical to `learn.tta(n=k)`"
     def __init__(self,
@@ -365,7 +365,8 @@ class TTAEvaluator:
         "Predictions and targets of the rows that count, as from `learn.tta(n=n)`"
         self._run(_check_n(n))
         preds,targs = self._columns(self._mixed(n)),ifnone(self.y_true, self._plain[1])
-        return (preds,targs) if self.mask is None else (preds[self.mask],None if targs is None else targs[self.mask])
+        rows = slice(None) if self.mask is None else self.mask
+        return preds[rows],None if targs is None else targs[rows].clone()
 
     def seconds(self,
         n:int # augmented passes, made already
@@ -397,16 +398,17 @@ class TTAEvaluator:
     )->tuple: # the axes of the scores and those of the time
         "Scores (left axis) and seconds (right axis) against the number of augmentations"
         df = self.curve(n_augs, metrics).sort_values('n_aug')
-        if ax is None: _,ax = plt.subplots(figsize=(7,4))
+        if ax is None: _,ax = plt.subplots(figsize=(7,4), layout='constrained')
         right = ax.twinx()
         for nm in df.columns[1:-1]: ax.plot(df.n_aug, df[nm], 'o-', label=nm)
-        right.plot(df.n_aug, df.time, 's--', color='grey', label='time')
+        right.plot(df.n_aug, df.time, 's--', color='grey', label='time (right axis)')
         ax.set(xlabel='augmented passes', ylabel='score', title=f'Test-time augmentation of {len(self.preds(0)[0])} items', xticks=df.n_aug.unique())
         right.set(ylabel='seconds', ylim=(0, None))
-        right.legend(handles=ax.lines[:] + right.lines[:], loc='lower right')
+        lines = [*ax.lines, *right.lines]
+        right.legend(handles=lines, loc='upper center', bbox_to_anchor=(.5,-.15), ncols=min(len(lines), 4), frameon=False)
         return ax,right
 
-# %% ../nbs/70_evaluate.ipynb #5782e4ad
+# %% ../nbs/70_evaluate.ipynb #313bea9b
 def test_time_aug(
     learner:Learner, # its model is only read
     test_dataloader:DataLoader, # N items, with labels or not

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FeaturePairs', 'AdapterOpt']
 
-# %% ../nbs/45_features.ipynb #193bff26
+# %% ../nbs/45_features.ipynb #1647b175
 import torch, torch.distributed as dist
 from fastai.optimizer import OptimWrapper
 from .layers import Taps, channel_axis, make_adapter, match_maps, resolve_layers, to_channels_first, unwrap
@@ -13,7 +13,7 @@ from .maps import eval_mode, keep_rng
 from .pairs import pair_layers
 from torch import Tensor, nn
 
-# %% ../nbs/45_features.ipynb #91fdcba9
+# %% ../nbs/45_features.ipynb #94140c71
 class FeaturePairs:
     "The pairs of layers that `losses` compare in `student` and `teacher`, with their adapters; ValueError where they cannot be compared"
     def __init__(self,
@@ -38,7 +38,7 @@ class FeaturePairs:
 
     def _probe(self, xb):
         s_taps,t_taps = self.taps()
-        with eval_mode(self.student), torch.no_grad(), s_taps: self.student(*xb)
+        with eval_mode(self.student), torch.no_grad(), s_taps: self.student.forward(*xb)  # not compiled code, which may ignore new hooks
         self.teacher(xb, t_taps)
         for m in self.student,self.teacher.model:
             if hasattr(m, 'reset'): m.reset()
@@ -95,7 +95,7 @@ class FeaturePairs:
 def _shape(s): return '×'.join(map(str, s))
 def _adapter_text(m): return 'none' if isinstance(m, nn.Identity) else f"{m}, {sum(p.numel() for p in m.parameters())} parameters"
 
-# %% ../nbs/45_features.ipynb #4e4819fe
+# %% ../nbs/45_features.ipynb #22e5cde6
 class AdapterOpt:
     "An optimiser for `params` of the same kind as the learner's"
     def __init__(self,
@@ -110,12 +110,17 @@ class AdapterOpt:
         lr:float, # learning rate
         scaler=None, # the `GradScaler` of mixed precision
     ):
-        "Average the gradients over processes, step, and clear them"
+        "Average the gradients over processes, step, and clear them; nothing where there are none, as at a weight of 0"
+        if all(p.grad is None for p in self.params): return
         if _many(): [dist.all_reduce(p.grad) for p in self.params if p.grad is not None]
         if _many(): [p.grad.div_(dist.get_world_size()) for p in self.params if p.grad is not None]
         self.opt.set_hyper('lr', float(lr))
         self.opt.step() if scaler is None else scaler.step(self.opt)
-        self.opt.zero_grad()
+        self.clear()
+
+    def clear(self):
+        "Drop the gradients"
+        for p in self.params: p.grad = None
 
 def _many(): return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 def _same_kind(opt): return lambda params, lr: OptimWrapper(params, type(opt.opt), lr=lr)

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['unwrap', 'resolve_layers', 'first_tensor', 'trace_layers', 'layer_names', 'channel_axis', 'channel_axes',
-           'to_channels_first', 'Taps', 'match_maps', 'make_adapter']
+           'to_channels_first', 'Taps', 'changed_layers', 'match_maps', 'make_adapter']
 
-# %% ../nbs/20_layers.ipynb #2043435b
+# %% ../nbs/20_layers.ipynb #41946a9a
 from contextlib import ExitStack, contextmanager, nullcontext
 from difflib import get_close_matches
 from fastai.basics import *
 
-# %% ../nbs/20_layers.ipynb #5eb7a88f
+# %% ../nbs/20_layers.ipynb #08f56d38
 _parallel = nn.DataParallel, nn.parallel.DistributedDataParallel
 
 def unwrap(
@@ -22,7 +22,7 @@ def unwrap(
     while inner := model._modules.get('_orig_mod') or (isinstance(model, _parallel) and model.module): model = inner
     return model
 
-# %% ../nbs/20_layers.ipynb #65f525df
+# %% ../nbs/20_layers.ipynb #48748d77
 def resolve_layers(
     model:nn.Module, # Any model, wrapped or not
     names, # Layer names, as in `layer_names(model, x)`
@@ -40,7 +40,7 @@ def _unknown(name, layers, arg):
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ''
     return f"{arg}={name!r}: the model has no such layer; {hint}`layer_names(model, x)` lists them all"
 
-# %% ../nbs/20_layers.ipynb #00c1a71b
+# %% ../nbs/20_layers.ipynb #2182e2f5
 def first_tensor(
     o # What a module returned
 ): # `Tensor` or `None`
@@ -62,6 +62,8 @@ def _probing(model):
         set_random_states(**states)
         getcallable(model, 'reset')()
 
+def _args(x): return tuple(x) if isinstance(x, (tuple,list)) else (x,)
+
 class _Call:
     "A call of a layer: its name, input and output tensor, the axis of its channels, and the calls inside it, in order"
     def __init__(self, name, module, x): self.name,self.module,self.x,self.out,self.axis,self.calls = name,module,x,None,None,[]
@@ -73,7 +75,7 @@ def trace_layers(
     x # Input: a tensor, or a tuple with one per argument
 ): # Tree of calls; iterating over it gives them in order of completion
     "Run `model` on `x` and return the tree of calls of its layers; where a layer runs again, only its last call has an output"
-    model,x = unwrap(model),tuple(x) if isinstance(x, (tuple,list)) else (x,)
+    model,x = unwrap(model),_args(x)
     stack,last = [_Call('', model, first_tensor(x))],{}
     def enter(name, m, inp):
         stack[-1].calls.append(_Call(name, m, first_tensor(inp)))
@@ -96,7 +98,7 @@ def layer_names(
     "The layers of `model` with the shapes that they return for `x`; the model is left as it was"
     return {c.name:tuple(c.out.shape) for c in trace_layers(model, x) if c.out is not None}
 
-# %% ../nbs/20_layers.ipynb #628127f8
+# %% ../nbs/20_layers.ipynb #d05715c4
 _known = [(nn.modules.conv._ConvNd,'out_channels',1), (nn.modules.batchnorm._NormBase,'num_features',1), (nn.GroupNorm,'num_channels',1),
           (nn.Linear,'out_features',-1), (nn.Embedding,'embedding_dim',-1)]
 
@@ -123,15 +125,15 @@ def channel_axis(
     return _only(shape, n) or (1 if axis==1 or (last==3 and any(a==1 for _,a in widths)) else last)
 
 def _set_axes(root):
-    "Give every call its `axis`; a layer without a width of its own (activation, pooling) keeps the channels of the call before it"
-    seen = {}  # number of dimensions -> (axis, channels)
+    "Give every call its `axis`; a layer without a width of its own (activation, pooling) keeps the channels of the calls before it"
+    axes,seen = {},{}  # shape -> axis; number of dimensions -> (axis, channels) of the last call
     for c in root:
         if c.out is None or c.out.ndim<2: continue
         sh = c.out.shape
         axis,n = seen.get(len(sh), (1,None))
         if n is None or any(_width(m) for m in c.module.modules()): c.axis = channel_axis(c.module, sh)
-        else: c.axis = _only(sh, n) or (axis if sh[axis]==n else channel_axis(c.module, sh))
-        seen[len(sh)] = c.axis,sh[c.axis]
+        else: c.axis = axes.get(sh) or _only(sh, n) or (axis if sh[axis]==n else channel_axis(c.module, sh))
+        axes[sh],seen[len(sh)] = c.axis,(c.axis,sh[c.axis])
     return root
 
 def channel_axes(
@@ -148,7 +150,7 @@ def to_channels_first(
     "The feature `f` with its channels on the second axis"
     return f if axis in (1,1-f.ndim) else f.movedim(axis, 1)
 
-# %% ../nbs/20_layers.ipynb #89dd2365
+# %% ../nbs/20_layers.ipynb #e6eef0a6
 def _version(t): return None if t.is_inference() else t._version
 
 class Taps:
@@ -227,7 +229,19 @@ class Taps:
         if self._undo: self._undo()
         self._undo = None
 
-# %% ../nbs/20_layers.ipynb #1ae9dc93
+# %% ../nbs/20_layers.ipynb #cffcca30
+def changed_layers(
+    model:nn.Module, # Any model, wrapped or not
+    names, # Layer names
+    x # Input: a tensor, or a tuple with one per argument
+)->list: # Indexes into `names`, to be given to `Taps` as `clone`
+    "The layers among `names` whose output a later layer changes in place"
+    model = unwrap(model)
+    with _probing(model), Taps(model, names) as taps:
+        model(*_args(x))
+        return taps.changed
+
+# %% ../nbs/20_layers.ipynb #c734c7be
 def _to_grid(f, size):
     "Tokens (B,C,N) as a map (B,C,h,w) of about the aspect of `size`, less 0 to 5 prefix tokens; `None` if there is no such grid"
     H,W = size
@@ -265,7 +279,7 @@ def match_maps(
     size = torch.Size(map(min, a.shape[2:], b.shape[2:]))
     return _pool(a, size),_pool(b, size)
 
-# %% ../nbs/20_layers.ipynb #0456cd74
+# %% ../nbs/20_layers.ipynb #d340015f
 def make_adapter(
     fs_shape, # Shape of the student feature, (B, Cs, *)
     ft_shape # Shape of the teacher feature, (B, Ct, *), positions as the student's

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['Task', 'plain_loss', 'task_of', 'score', 'chance', 'Labels']
 
-# %% ../nbs/40_task.ipynb #dd839a98
+# %% ../nbs/40_task.ipynb #c8ef1da0
 from dataclasses import dataclass
 from functools import partial
 import torch
 from fastai.callback.mixup import MixHandler
 from fastai.layers import NoneReduce
+from fastai.torch_core import cast
 from .losses import BinarySoftTarget, Logits, SoftTarget, position_mean
 from torch import Tensor
 
-# %% ../nbs/40_task.ipynb #94daf2a6
+# %% ../nbs/40_task.ipynb #c9349b2d
 _kinds = dict(
     single='CrossEntropyLoss cross_entropy NLLLoss nll_loss FocalLoss LabelSmoothingCrossEntropy DiceLoss',
     binary='BCEWithLogitsLoss binary_cross_entropy_with_logits MultiLabelSoftMarginLoss multilabel_soft_margin_loss',
@@ -56,7 +57,7 @@ def task_of(
     kw = getattr(loss_func, 'keywords', {})
     return Task(kind, name, getattr(loss_func, 'axis', 1), getattr(f, 'ignore_index', kw.get('ignore_index', -100 if name=='cross_entropy' else None)))
 
-# %% ../nbs/40_task.ipynb #e7d5d636
+# %% ../nbs/40_task.ipynb #1ab5b225
 def score(
     task:Task,
     pred:Tensor, # (B, C, *)
@@ -80,15 +81,16 @@ def chance(
 def _counts(task, y): return (y != -1) & (y != task.ignore_index) if task.kind=='single' else torch.ones(len(y), dtype=torch.bool, device=y.device)
 
 def _score(task, out, y):
-    if task.kind == 'unknown': return None
+    if task.kind == 'unknown' or out.numel() != y.numel(): return None
     if task.kind == 'regression':
         out,y = out.float().reshape(-1),y.float().reshape(-1)
         return (1 - (out-y).pow(2).sum()/(y-y.mean()).pow(2).sum().clamp(min=1e-12)).item()
     if task.kind == 'binary': return ((out>0).reshape(-1) == (y>.5).reshape(-1)).float().mean().item()
+    y = y.reshape(out.shape)  # of a table they are (B, 1)
     keep = _counts(task, y)
     return (out[keep] == y[keep]).float().mean().item() if keep.any() else None
 
-# %% ../nbs/40_task.ipynb #a2d7c691
+# %% ../nbs/40_task.ipynb #42e7bd06
 class Labels:
     "The labels of one batch: which positions count, and the task loss over the labelled ones"
     def __init__(self,
@@ -108,7 +110,7 @@ class Labels:
         if self.mix is not None and self.un is not None: self._hide_mixed(ig)
 
     def _hide_mixed(self, ig):
-        y1 = self.mix.yb1[0]
+        y1 = cast(self.mix.yb1[0], Tensor)
         un1 = y1 == -1
         if ig is None: raise ValueError(f"labels of -1 under {self.mix.name} need a loss function with an ignore_index, such as CrossEntropyLossFlat, not {self.task.name}")
         self.mix.yb1 = (torch.where(un1, ig, y1), *self.mix.yb1[1:])

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['Teacher', 'merge_logits', 'Teachers']
 
-# %% ../nbs/30_teacher.ipynb #61900e74
+# %% ../nbs/30_teacher.ipynb #5d4635af
 import math
 from contextlib import nullcontext
 import torch, torch.nn.functional as F
 from fastai.learner import Learner
 from fastcore.basics import listify
-from .maps import as_stats, class_columns, class_names, eval_mode, image_size, model_output, norm_map, norm_stats, table_map, token_map, token_names
+from .layers import unwrap
+from .maps import as_stats, class_columns, class_names, eval_mode, input_size, model_output, norm_map, norm_stats, table_map, token_map, token_names
 from torch import Tensor, nn
 
-# %% ../nbs/30_teacher.ipynb #fb716b17
+# %% ../nbs/30_teacher.ipynb #6f0e6b32
 class Teacher:
     "`source`, a `Learner` or a module, as a frozen predictor for the student's inputs and classes; TypeError for anything else"
     def __init__(self,
@@ -67,8 +68,8 @@ class Teacher:
         self.in_map = norm_map(stats, t_stats)
         if self.in_map: self.notes.append("normalisation: the student's is undone, the teacher's applied" if stats else "normalisation: the teacher's is applied")
         if self._sized_for is not dls:
-            self._size,self._sized_for = self.size or (None if t_dls is None or t_dls is dls else image_size(t_dls)),dls
-            self._resizes = self._size and self._size != image_size(dls)
+            self._size,self._sized_for = self.size or (None if t_dls is None or t_dls is dls else input_size(t_dls)),dls
+            self._resizes = self._size and self._size != input_size(dls)
         if self._resizes: self.notes.append(f"input size: images are resized to {self._size[0]}×{self._size[1]}")
 
     def _bind_table(self, dls, t_dls):
@@ -98,8 +99,9 @@ class Teacher:
     )->Tensor: # logits for all of the teacher's own classes
         "The teacher's predictions for the student's inputs, without a graph"
         xb = self.inputs(xb)
+        run = unwrap(self.model).forward if taps else self.model  # compiled code may ignore new hooks
         devs = [xb[0].device.index] if isinstance(xb[0], Tensor) and xb[0].is_cuda else []
-        with eval_mode(self.model), torch.no_grad(), torch.random.fork_rng(devs), taps or nullcontext(): return model_output(self.model(*xb))
+        with eval_mode(self.model), torch.no_grad(), torch.random.fork_rng(devs), taps or nullcontext(): return model_output(run(*xb))
 
     def reset(self):
         "Forget the hidden state, where the model has one"
@@ -112,7 +114,7 @@ def _affine(x, m):
     scale,shift = m
     return x*scale.to(x.device) + shift.to(x.device)
 
-# %% ../nbs/30_teacher.ipynb #4d7a4a73
+# %% ../nbs/30_teacher.ipynb #682edeff
 def merge_logits(
     preds:list, # logits of each teacher, (B, C, *)
     weights:list=None, # weight of each, summing to 1; None: equal
@@ -128,7 +130,7 @@ def merge_logits(
     if act == 'softmax': return T*_mean_log(lambda o: F.log_softmax(o, axis))
     return T*(_mean_log(F.logsigmoid) - _mean_log(lambda o: F.logsigmoid(-o)))
 
-# %% ../nbs/30_teacher.ipynb #52b9e2dd
+# %% ../nbs/30_teacher.ipynb #74068b14
 class Teachers:
     "One teacher, or a list of them with weights; each a `Learner`, a module or a `Teacher`; ValueError for an empty list or odd weights"
     def __init__(self,

@@ -1,0 +1,140 @@
+"""Time and memory of one distillation step: fastkd, a hand-written PyTorch loop, plain fastai and fasterai, in turn in one run.
+
+python benchmarks/step.py --help. fasterai is optional: pip install -e '.[bench]'"""
+import argparse, json, resource, statistics as st, subprocess, sys, time, warnings
+
+warnings.filterwarnings('ignore', '.*torch.jit.script')
+import torch, torch.nn.functional as F, torchvision
+from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner, set_seed
+import fastai.callback.progress  # `no_bar`
+from fastai.data.load import DataLoader
+from functools import partial
+
+T,weight,lr,wd,n_classes = 4.,.5,1e-4,.01,10
+
+class Clock(Callback):
+    "Time from the first batch to the end of training: a fit's set-up and validation are left out"
+    order = -100
+    def before_train(self): self.start = None
+    def before_batch(self): self.start = self.start or now(self.dls.device)
+    def after_train(self): self.learn.seconds = now(self.dls.device)-self.start
+
+def now(device):
+    if torch.device(device).type=='cuda': torch.cuda.synchronize()
+    return time.perf_counter()
+
+def networks(args):
+    set_seed(0)
+    teacher,student = (f(weights=None, num_classes=n_classes).to(args.device) for f in (torchvision.models.resnet34, torchvision.models.resnet18))
+    return teacher.eval(),student
+
+def batches(args):
+    "As many as the steps of a round, the same for all, on the device"
+    gen = torch.Generator().manual_seed(0)
+    return [(torch.randn(args.batch, 3, args.size, args.size, generator=gen).to(args.device), torch.randint(n_classes, (args.batch,), generator=gen).to(args.device))
+            for _ in range(args.steps)]
+
+def by_hand(args):
+    "A round of a hand-written loop with the mathematics of fastai's defaults: no weight decay on norms and biases"
+    (teacher,student),data = networks(args),batches(args)
+    no_wd,yes_wd = ([p for p in student.parameters() if (p.ndim==1)==b] for b in (True,False))
+    opt = torch.optim.AdamW([dict(params=yes_wd), dict(params=no_wd, weight_decay=0.)], lr, betas=(.9,.99), eps=1e-5, weight_decay=wd)
+    def _round():
+        student.train()
+        start = now(args.device)
+        for xb,yb in data:
+            pred = student(xb)
+            with torch.no_grad(): target = F.log_softmax(teacher(xb)/T, 1)
+            kd = T**2 * F.kl_div(F.log_softmax(pred/T, 1), target, log_target=True, reduction='batchmean')
+            loss = (1-weight)*F.cross_entropy(pred, yb) + weight*kd
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+        return now(args.device)-start,loss.item()
+    return _round
+
+def fastai_round(args, make_cb=None):
+    "A round of `Learner.fit`, with `make_cb(teacher)` added"
+    (teacher,student),data = networks(args),batches(args)
+    dls = DataLoaders(*(DataLoader(o, bs=None, num_workers=0) for o in (data, data[:1])), device=args.device)
+    learn = Learner(dls, student, loss_func=CrossEntropyLossFlat(), wd=wd, cbs=[Clock(), *([make_cb(teacher)] if make_cb else [])])
+    def _round():
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, lr)
+        return learn.seconds,learn.loss_of_last_step
+    class Last(Callback):
+        def after_train(self): self.learn.loss_of_last_step = self.learn.loss.item()
+    learn.add_cb(Last())
+    return _round
+
+def with_fastkd(args):
+    from fastkd.callback import KnowledgeDistillation
+    from fastkd.losses import SoftTarget
+    return fastai_round(args, lambda teacher: KnowledgeDistillation(teacher, SoftTarget(T=T), weight=weight))
+
+def with_fasterai(args):
+    from fasterai.distill.all import KnowledgeDistillationCallback, SoftTarget
+    return fastai_round(args, lambda teacher: KnowledgeDistillationCallback(teacher, partial(SoftTarget, T=T), weight=weight))
+
+variants = {'hand-written loop':by_hand, 'fastai, no teacher':fastai_round, 'fasterai':with_fasterai, 'fastkd':with_fastkd}
+
+def peak(args, name):
+    "Peak memory of a process of its own, MiB"
+    cmd = [sys.executable, __file__, '--child', name, *[f'--{k}={getattr(args,k)}' for k in ('batch','size','steps','device','threads')]]
+    return json.loads(subprocess.run(cmd, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+def child(args):
+    variants[args.child](args)()
+    cuda = torch.device(args.device).type=='cuda'
+    print(json.dumps(torch.cuda.max_memory_allocated()/2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024))
+
+def available(args):
+    "The variants as functions that run a round; what is not installed is skipped with a word"
+    res = {}
+    for name,f in variants.items():
+        try: res[name] = f(args)
+        except ModuleNotFoundError as e:
+            if 'fasterai' not in str(e): raise
+            print(f"{name} is skipped: {e}; pip install -e '.[bench]'")
+    return res
+
+def measure(args, rounds):
+    "Seconds by variant and round, and the loss of the last step; one round to warm up"
+    secs,loss = {k:[] for k in rounds},{}
+    for i in range(args.rounds+1):
+        for k,f in rounds.items():
+            s,loss[k] = f()
+            if i: secs[k].append(s)
+        print(f"\rround {i} of {args.rounds}{' (warm-up)' if not i else ''}   ", end='', file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return secs,loss
+
+def report(args, secs, loss, peaks):
+    base = secs['hand-written loop']
+    print(f"{'':20}{'ms/step':>9}{'ratio':>8}{'min':>7}{'max':>7}{'peak MiB':>10}{'last loss':>11}")
+    for k,s in secs.items():
+        ratio = [a/b for a,b in zip(s, base)]
+        print(f"{k:20}{1000*st.median(s)/args.steps:9.2f}{st.median(ratio):8.3f}{min(ratio):7.3f}{max(ratio):7.3f}{peaks[k]:10.0f}{loss[k]:11.5f}")
+    print("ratio: to the hand-written loop in the same round, median, least and greatest. Those with a teacher should agree in the last loss.")
+
+def parse():
+    p = argparse.ArgumentParser(description="One training step, ResNet-34 → ResNet-18")
+    for nm,default,help in (('batch',32,"images"), ('size',64,"pixels a side"), ('rounds',7,"each runs every variant once"), ('steps',10,"of each variant in a round"), ('threads',0,"of PyTorch on the CPU; 0: as it chooses")):
+        p.add_argument(f'--{nm}', type=int, default=default, metavar='N', help=f"{help} (default: %(default)s)")
+    p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help="(default: %(default)s)")
+    p.add_argument('--child', choices=list(variants), help=argparse.SUPPRESS)
+    args = p.parse_args()
+    for nm in 'batch','size','rounds','steps':
+        if getattr(args, nm)<1: p.error(f"--{nm} is {getattr(args, nm)}: choose 1 or more")
+    return args
+
+def main():
+    warnings.filterwarnings('ignore', '.*no better')  # the teacher is untrained: only time counts here
+    args = parse()
+    if args.threads: torch.set_num_threads(args.threads)
+    if args.child: return child(args)
+    print(f"ResNet-34 → ResNet-18, batch {args.batch}, {args.size} px, {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    rounds = available(args)
+    secs,loss = measure(args, rounds)
+    report(args, secs, loss, {k: peak(args, k) for k in rounds})
+
+if __name__ == '__main__': main()

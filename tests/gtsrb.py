@@ -1,0 +1,34 @@
+"A few generated images in the layout of the German traffic sign benchmark"
+import warnings
+from fastai.vision.all import *
+
+COLUMNS = ['Filename','Width','Height','Roi.X1','Roi.Y1','Roi.X2','Roi.Y2','ClassId']
+
+def _image(rng, c, size=32):
+    x = rng.integers(0, 80, (size,size,3))
+    x[..., c%3] += 60 + c
+    return PILImage.create(x.astype(np.uint8))
+
+def make_gtsrb(path, n_classes=43, tracks=2, frames=5, n_test=30, seed=0):
+    "Write `Final_Training/Images/000NN/TTTTT_FFFFF.ppm` with a csv per class, and the test images with theirs; return `path`"
+    rng,path = np.random.default_rng(seed),Path(path)
+    for c in range(n_classes):
+        d = path/'Final_Training'/'Images'/f'{c:05d}'
+        d.mkdir(parents=True)
+        names = [f'{t:05d}_{f:05d}.ppm' for t in range(tracks) for f in range(frames)]
+        for n in names: _image(rng, c).save(d/n)
+        pd.DataFrame([[n,32,32,0,0,31,31,c] for n in names], columns=COLUMNS).to_csv(d/f'GT-{c:05d}.csv', sep=';', index=False)
+    d = path/'Final_Test'/'Images'
+    d.mkdir(parents=True)
+    rows = [[f'{i:05d}.ppm',32,32,0,0,31,31,i%n_classes] for i in range(n_test)]
+    for r in rows: _image(rng, r[-1]).save(d/r[0])
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(d/'GT-final_test.csv', sep=';', index=False)
+    return path
+
+def gtsrb_dls(path, size=32, bs=32):
+    "`DataLoaders` over the training folders, the first track of each class held out; the vocabulary is all 43 classes"
+    items = pd.concat([pd.read_csv(f, sep=';').assign(folder=f.parent) for f in sorted((path/'Final_Training'/'Images').rglob('GT-*.csv'))], ignore_index=True)
+    block = DataBlock((ImageBlock, CategoryBlock(vocab=list(range(43)), sort=False)), get_x=lambda r: r['folder']/r['Filename'], get_y=ColReader('ClassId'),
+                      splitter=lambda df: IndexSplitter(np.flatnonzero(df.Filename.str.startswith('00000_')))(df), item_tfms=Resize(size),
+                      batch_tfms=[*aug_transforms(do_flip=False, max_zoom=1.2, max_rotate=10, max_lighting=.8), Normalize.from_stats(*imagenet_stats)])
+    return block.dataloaders(items, bs=bs, num_workers=0)
