@@ -1,7 +1,8 @@
 "What users of fastkd import: `from fastkd.all import *`, after fastai's own"
 from fastkd.callback import KnowledgeDistillation
 from fastkd.data import digits_dls
-from fastkd.evaluate import TTAEvaluator, agreement, class_mask, test_time_aug
+from fastkd.evaluate import TTAEvaluator, test_time_aug
+from fastkd.masks import agreement, class_mask
 from fastkd.feature_losses import Attention, FitNet, Similarity, attention, fitnet, similarity
 from fastkd.layers import layer_names
 from fastkd.losses import BinarySoftTarget, Logits, SoftTarget, binary_soft_target, logits, soft_target

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_models', 'check_features', 'check_preds', 'valid_batch', 'student_pred', 'scores', 'verdicts']
 
-# %% ../nbs/47_checks.ipynb #725cf486
+# %% ../nbs/47_checks.ipynb #41c006af
 import torch
 from fastai.data.core import TfmdDL
 from fastai.torch_core import cast, to_device
@@ -16,7 +16,7 @@ from .task import chance, score
 from .teacher import merge_logits
 from torch import Tensor, nn
 
-# %% ../nbs/47_checks.ipynb #9de1f99b
+# %% ../nbs/47_checks.ipynb #73cd88c3
 def check_models(
     student:nn.Module,
     teachers, # `Teachers`
@@ -43,7 +43,7 @@ def check_features(
         for i,m in enumerate((learn.model, teachers[0].model)):
             if l.layers: resolve_layers(unwrap(m), [p[i] for p in l.layers], arg=f"{l.name}'s layers, of the {('student','teacher')[i]},")
 
-# %% ../nbs/47_checks.ipynb #1b5e6f38
+# %% ../nbs/47_checks.ipynb #a3b7f57e
 def check_preds(
     task, # `Task` of the student
     pred:Tensor, # the student's predictions
@@ -64,7 +64,7 @@ def _check_shape(task, pred, z, o):
         raise ValueError(f"teacher={o.name} predicts {z.shape[a]} classes and the student {pred.shape[a]}: say which are which with Teacher(teacher, vocab=[…]) or Teacher(teacher, class_map={{…}})")
     raise ValueError(f"teacher={o.name} predicts {tuple(z.shape)} and the student {tuple(pred.shape)}: give a teacher that predicts the same thing")
 
-# %% ../nbs/47_checks.ipynb #9728c7c0
+# %% ../nbs/47_checks.ipynb #eda478f0
 def valid_batch(
     learn, # `Learner`
 )->tuple: # (xb, yb) on the model's device; None where there is no validation data
@@ -88,11 +88,11 @@ def student_pred(
     with eval_mode(model), torch.no_grad(), keep_rng():
         if taps is None: res = model_output(model(*xb))
         else:
-            with taps: res = model_output(unwrap(model).forward(*xb))  # not compiled code, which may ignore new hooks
+            with taps: res = model_output(unwrap(model)._call_impl(*xb))  # not compiled code, which may ignore new hooks
     if hasattr(model, 'reset'): model.reset()
     return res
 
-# %% ../nbs/47_checks.ipynb #bad9b7f5
+# %% ../nbs/47_checks.ipynb #5ff4c7f0
 def scores(
     task, # `Task`
     y:Tensor, # labels
@@ -100,9 +100,10 @@ def scores(
     s_pred:Tensor=None, # the student's
 )->dict: # 'n', 'chance', 'teacher' and, with `s_pred`, 'student'; None where they cannot be measured
     "Accuracy (R² for regression) of the teacher and the student beside that of the best constant answer"
-    res = dict(n=len(y), chance=chance(task, y, t_pred.shape[task.axis] if task.kind=='single' else 1), teacher=score(task, t_pred, y))
+    res = dict(n=len(y), teacher=score(task, t_pred, y))
+    if res['teacher'] is None: return None
     if s_pred is not None: res['student'] = score(task, s_pred, y)
-    return None if res['teacher'] is None or res['chance'] is None else res
+    return dict(res, chance=chance(task, y, t_pred.shape[task.axis] if task.kind=='single' else 1))
 
 def verdicts(
     r:dict, # what `scores` gave

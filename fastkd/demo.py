@@ -6,24 +6,26 @@
 __all__ = ['teacher_net', 'student_net', 'setting', 'convnet', 'Curves', 'fit_teacher', 'fit_student', 'latency',
            'paired_difference', 'compare', 'table', 'plot_curves', 'verdict', 'demo']
 
-# %% ../nbs/95_demo.ipynb #bebaac25
+# %% ../nbs/95_demo.ipynb #e88ccb9d
 from fastai.vision.all import *
-from .callback import EpochMeans, KnowledgeDistillation
+from .callback import KnowledgeDistillation
 from .data import digits_dls
-from .evaluate import TTAEvaluator, agreement
+from .evaluate import TTAEvaluator
+from .masks import agreement
 from .losses import SoftTarget
+from .terms import EpochMeans
 
-# %% ../nbs/95_demo.ipynb #5d0196bd
+# %% ../nbs/95_demo.ipynb #7de03b5b
 def convnet(
-    *widths:int, # channels of each convolution; all but the first halve the image
+    *widths:int, # channels of each convolution, which halves the image
 )->nn.Module: # (B,1,H,W) → logits (B,10)
     "A small convolutional network for the digits"
-    convs = [ConvLayer(a, b, stride=2 if i else 1) for i,(a,b) in enumerate(zip((1,*widths), widths))]
+    convs = [ConvLayer(a, b, stride=2) for a,b in zip((1,*widths), widths)]
     return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(widths[-1],10))
 
 teacher_net,student_net = partial(convnet,32,64,128),partial(convnet,8,16,32)
 
-# %% ../nbs/95_demo.ipynb #7428557f
+# %% ../nbs/95_demo.ipynb #60aade91
 class Curves(Callback):
     "Mean losses of each epoch: the task's, and `loss` between the learner and `teacher`"
     order = KnowledgeDistillation.order+.1
@@ -40,7 +42,7 @@ class Curves(Callback):
         self.rows += [dict(epoch=self.epoch+1, loss=nm, split=split, value=v) for nm,split,v in
                       (('task','train',row['task_loss']), ('task','valid',valid['task']), ('kd','train',row.get('kd_loss')), ('kd','valid',valid['kd']))]
 
-# %% ../nbs/95_demo.ipynb #26cb7a77
+# %% ../nbs/95_demo.ipynb #7f84b4dc
 def _fit(learn, epochs, lr, cbs=None):
     with learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=cbs)
     return learn
@@ -68,7 +70,7 @@ def fit_student(
     curves = Curves(teacher.model.eval(), SoftTarget(T=4))
     return _fit(learn, epochs, 2e-2, curves),pd.DataFrame(curves.rows)
 
-# %% ../nbs/95_demo.ipynb #80f7a5e4
+# %% ../nbs/95_demo.ipynb #064d1c9c
 def latency(
     model:nn.Module, # in eval mode
     xb:Tensor, # one batch of inputs
@@ -92,7 +94,7 @@ def paired_difference(
     if len(d)<2: raise ValueError(f"a standard error needs two seeds or more, and there is {len(d)}")
     return d.mean(),d.std(ddof=1)/math.sqrt(len(d))
 
-# %% ../nbs/95_demo.ipynb #c1368199
+# %% ../nbs/95_demo.ipynb #66ba5c31
 def _measure(name, learn, seed, teacher_preds=None):
     "One row: what `learn` gets right on the held-out images, and how often its answer is the teacher's"
     with learn.no_bar(): preds,targs = learn.get_preds()
@@ -114,7 +116,7 @@ def compare(
         if distilled: student = ifnone(student, learn)
     return SimpleNamespace(teacher=teacher, student=student, runs=pd.DataFrame([row,*rows]), curves=pd.concat(curves, ignore_index=True))
 
-# %% ../nbs/95_demo.ipynb #6cc0b6f9
+# %% ../nbs/95_demo.ipynb #3ea54871
 def table(
     res:SimpleNamespace, # from `compare`
 )->pd.DataFrame: # a row per network
@@ -140,12 +142,13 @@ def plot_curves(
         ax.legend()
     return fig
 
-# %% ../nbs/95_demo.ipynb #5060f813
+# %% ../nbs/95_demo.ipynb #73c247b4
 setting = """The teacher was trained on all 1293 training images and had all their labels. The student had the labels of 100 of
 them, ten of each digit. Alone it was trained on those 100; distilled it was also shown the other 1193, without
 labels, with the teacher's answers as targets. Of each seed, both started from the same weights, had the same labels
 and made the same number of steps. Accuracy and agreement with the teacher are on 504 images held out from all
-of them. What you see is the worth of a teacher's answers where labels are few; where there are many, expect less."""
+of them. What you see is the worth of a teacher's answers where labels are few: with all
+the labels, this student does as well without a teacher."""
 
 def verdict(
     runs:pd.DataFrame, # from `compare`
@@ -157,7 +160,7 @@ def verdict(
     if n<4: return f"{text}: too few seeds for a conclusion"
     return text + (": " + ("ahead" if mean>0 else "behind") + " by more than two standard errors" if abs(mean)>2*se else ": no clear difference")
 
-# %% ../nbs/95_demo.ipynb #06b76696
+# %% ../nbs/95_demo.ipynb #7e7f1e1f
 def _print_table(df, seconds):
     fmt = dict(parameters='{:,}', ms_per_batch='{:.2f}', accuracy='{:.3f}', sd='{:.3f}', agreement='{:.3f}')
     print('\n' + df.to_string(formatters={k: v.format for k,v in fmt.items()}, na_rep='').replace('nan', '   '))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FeaturePairs', 'AdapterOpt']
 
-# %% ../nbs/45_features.ipynb #1647b175
+# %% ../nbs/45_features.ipynb #f4bf1ddc
 import torch, torch.distributed as dist
 from fastai.optimizer import OptimWrapper
 from .layers import Taps, channel_axis, make_adapter, match_maps, resolve_layers, to_channels_first, unwrap
@@ -13,7 +13,7 @@ from .maps import eval_mode, keep_rng
 from .pairs import pair_layers
 from torch import Tensor, nn
 
-# %% ../nbs/45_features.ipynb #94140c71
+# %% ../nbs/45_features.ipynb #944877f5
 class FeaturePairs:
     "The pairs of layers that `losses` compare in `student` and `teacher`, with their adapters; ValueError where they cannot be compared"
     def __init__(self,
@@ -38,7 +38,7 @@ class FeaturePairs:
 
     def _probe(self, xb):
         s_taps,t_taps = self.taps()
-        with eval_mode(self.student), torch.no_grad(), s_taps: self.student.forward(*xb)  # not compiled code, which may ignore new hooks
+        with eval_mode(self.student), torch.no_grad(), s_taps: self.student._call_impl(*xb)  # not compiled code, which may ignore new hooks
         self.teacher(xb, t_taps)
         for m in self.student,self.teacher.model:
             if hasattr(m, 'reset'): m.reset()
@@ -95,7 +95,7 @@ class FeaturePairs:
 def _shape(s): return '×'.join(map(str, s))
 def _adapter_text(m): return 'none' if isinstance(m, nn.Identity) else f"{m}, {sum(p.numel() for p in m.parameters())} parameters"
 
-# %% ../nbs/45_features.ipynb #22e5cde6
+# %% ../nbs/45_features.ipynb #a3478ec6
 class AdapterOpt:
     "An optimiser for `params` of the same kind as the learner's"
     def __init__(self,

@@ -7,14 +7,15 @@ __all__ = ['full_precision', 'position_mean', 'standardize_logits', 'soft_target
            'check_param', 'DistillationLoss', 'SoftTarget', 'Logits', 'BinarySoftTarget', 'FunctionLoss', 'as_loss',
            'as_losses']
 
-# %% ../nbs/00_losses.ipynb #554db4af
+# %% ../nbs/00_losses.ipynb #93c56089
 import inspect, math
 from functools import partial, wraps
+from numbers import Real
 import torch, torch.nn.functional as F
 from fastcore.basics import listify
 from torch import Tensor
 
-# %% ../nbs/00_losses.ipynb #f918d4df
+# %% ../nbs/00_losses.ipynb #dba44e63
 def full_precision(f):
     "Decorator: run `f` outside autocast, its half-precision tensors turned to float32"
     def _up(o): return o.float() if isinstance(o, Tensor) and o.dtype in (torch.float16, torch.bfloat16) else o
@@ -24,7 +25,7 @@ def full_precision(f):
         with torch.autocast(dev, enabled=False): return f(*map(_up, args), **{k:_up(v) for k,v in kwargs.items()})
     return _inner
 
-# %% ../nbs/00_losses.ipynb #e830286e
+# %% ../nbs/00_losses.ipynb #cdc6e025
 def position_mean(
     x:Tensor, # one value per position, (B, *)
     mask:Tensor=None, # positions that count, (B, *) bool; None: all
@@ -40,7 +41,7 @@ def _check_logits(pred, teacher_pred, axis, low=2):
     if low>1 and pred.shape[axis] < low:
         raise ValueError(f"pred has {pred.shape[axis]} class on axis {axis} of {tuple(pred.shape)}, and a softmax over it is constant: use BinarySoftTarget for a single logit, Logits for regression")
 
-# %% ../nbs/00_losses.ipynb #488d26d9
+# %% ../nbs/00_losses.ipynb #de925e0b
 def standardize_logits(
     z:Tensor, # logits, (B, C, *)
     axis:int=1, # class axis
@@ -64,7 +65,7 @@ def soft_target(
     s,t = F.log_softmax(pred/T, axis),F.log_softmax(teacher_pred/T, axis)
     return T**2 * position_mean(F.kl_div(s, t, reduction='none', log_target=True).sum(axis), mask)
 
-# %% ../nbs/00_losses.ipynb #68213c03
+# %% ../nbs/00_losses.ipynb #4f49299d
 @full_precision
 def logits(
     pred:Tensor, # student logits or outputs, (B, C, *)
@@ -77,7 +78,7 @@ def logits(
     d = F.mse_loss(pred, teacher_pred, reduction='none')
     return d.mean() if mask is None else position_mean(d.mean(axis), mask)
 
-# %% ../nbs/00_losses.ipynb #c35bed50
+# %% ../nbs/00_losses.ipynb #91b5034c
 @full_precision
 def binary_soft_target(
     pred:Tensor, # student logits, (B, C, *) or (B,)
@@ -92,7 +93,7 @@ def binary_soft_target(
     kl = sum(F.kl_div(F.logsigmoid(a), F.logsigmoid(b), reduction='none', log_target=True) for a,b in ((s,t), (-s,-t)))
     return T**2 * (kl.mean() if mask is None else position_mean(kl.mean(axis), mask))
 
-# %% ../nbs/00_losses.ipynb #0a18035d
+# %% ../nbs/00_losses.ipynb #8fa8f287
 def value_at(
     v, # number, or a function of training progress
     pos:float, # training progress, 0 to 1
@@ -111,13 +112,13 @@ def check_param(
     for pos in (0.,.5,1.):
         o = value_at(v, pos)
         where = f" at training progress {pos}" if callable(v) else ""
-        if isinstance(o, bool) or not isinstance(o, (int,float)): raise TypeError(f"{name}={o!r}{where}: give a number, or a schedule of training progress such as SchedCos(1, 0.1)")
+        if isinstance(o, bool) or not isinstance(o, Real): raise TypeError(f"{name}={o!r}{where}: give a number, or a schedule of training progress such as SchedCos(1, 0.1)")
         if not (low < o if strict else low <= o) or not o <= high or math.isinf(o):
             lim = f"{'above' if strict else 'at least'} {low:g}" + (f" and at most {high:g}" if high<math.inf else "")
             raise ValueError(f"{name}={o:g}{where}: it must be finite and {lim}")
     return v
 
-# %% ../nbs/00_losses.ipynb #da56d8d2
+# %% ../nbs/00_losses.ipynb #7516d16d
 _given = 'axis','mask','y','y1','lam'
 
 def _takes(f):
@@ -151,7 +152,7 @@ class DistillationLoss:
     def name(self): return getattr(getattr(self.func, 'func', self.func), '__name__', type(self.func).__name__)
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={getattr(self,k)}' for k in self.names+['weight'])})"
 
-# %% ../nbs/00_losses.ipynb #e7e3e99e
+# %% ../nbs/00_losses.ipynb #7cba349f
 class SoftTarget(DistillationLoss):
     "Soft targets, `soft_target` (Hinton et al., 1503.02531); logits (B, C, *)"
     def __init__(self,
@@ -174,7 +175,7 @@ class BinarySoftTarget(DistillationLoss):
         weight:float=1. # factor of this term, or a schedule
     ): super().__init__(binary_soft_target, weight, T=T)
 
-# %% ../nbs/00_losses.ipynb #4eb4a1b4
+# %% ../nbs/00_losses.ipynb #7a78f7fc
 class FunctionLoss(DistillationLoss):
     "A plain function `f(pred, teacher_pred)` as a loss; it may also take `axis`, `mask`, `y`, `y1` and `lam`; TypeError if it needs anything else"
     def __init__(self,
@@ -188,7 +189,7 @@ class FunctionLoss(DistillationLoss):
             raise TypeError(f"loss={self.name} needs the argument {odd[0]!r}, which is not among what a loss is given, {', '.join(_given)}: give it a default, or fix it with partial")
         self.T = getattr(f, 'keywords', {}).get('T', next((p.default for p in rest if p.name=='T' and p.default is not p.empty), 1.))
 
-# %% ../nbs/00_losses.ipynb #b1979d68
+# %% ../nbs/00_losses.ipynb #5d563fd5
 def as_loss(
     o, # a loss, a loss class, a partial of one, or a plain function of (pred, teacher_pred)
 )->DistillationLoss:

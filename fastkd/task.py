@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Task', 'plain_loss', 'task_of', 'score', 'chance', 'Labels']
 
-# %% ../nbs/40_task.ipynb #c8ef1da0
+# %% ../nbs/40_task.ipynb #c34fa1a1
 from dataclasses import dataclass
 from functools import partial
 import torch
@@ -15,7 +15,7 @@ from fastai.torch_core import cast
 from .losses import BinarySoftTarget, Logits, SoftTarget, position_mean
 from torch import Tensor
 
-# %% ../nbs/40_task.ipynb #c9349b2d
+# %% ../nbs/40_task.ipynb #6806fdb7
 _kinds = dict(
     single='CrossEntropyLoss cross_entropy NLLLoss nll_loss FocalLoss LabelSmoothingCrossEntropy DiceLoss',
     binary='BCEWithLogitsLoss binary_cross_entropy_with_logits MultiLabelSoftMarginLoss multilabel_soft_margin_loss',
@@ -57,7 +57,7 @@ def task_of(
     kw = getattr(loss_func, 'keywords', {})
     return Task(kind, name, getattr(loss_func, 'axis', 1), getattr(f, 'ignore_index', kw.get('ignore_index', -100 if name=='cross_entropy' else None)))
 
-# %% ../nbs/40_task.ipynb #1ab5b225
+# %% ../nbs/40_task.ipynb #315219e4
 def score(
     task:Task,
     pred:Tensor, # (B, C, *)
@@ -90,7 +90,7 @@ def _score(task, out, y):
     keep = _counts(task, y)
     return (out[keep] == y[keep]).float().mean().item() if keep.any() else None
 
-# %% ../nbs/40_task.ipynb #42e7bd06
+# %% ../nbs/40_task.ipynb #89697ea4
 class Labels:
     "The labels of one batch: which positions count, and the task loss over the labelled ones"
     def __init__(self,

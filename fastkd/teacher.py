@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Teacher', 'merge_logits', 'Teachers']
 
-# %% ../nbs/30_teacher.ipynb #5d4635af
+# %% ../nbs/30_teacher.ipynb #9ad97422
 import math
 from contextlib import nullcontext
 import torch, torch.nn.functional as F
@@ -15,7 +15,7 @@ from .layers import unwrap
 from .maps import as_stats, class_columns, class_names, eval_mode, input_size, model_output, norm_map, norm_stats, table_map, token_map, token_names
 from torch import Tensor, nn
 
-# %% ../nbs/30_teacher.ipynb #6f0e6b32
+# %% ../nbs/30_teacher.ipynb #a3bd2026
 class Teacher:
     "`source`, a `Learner` or a module, as a frozen predictor for the student's inputs and classes; TypeError for anything else"
     def __init__(self,
@@ -99,7 +99,7 @@ class Teacher:
     )->Tensor: # logits for all of the teacher's own classes
         "The teacher's predictions for the student's inputs, without a graph"
         xb = self.inputs(xb)
-        run = unwrap(self.model).forward if taps else self.model  # compiled code may ignore new hooks
+        run = unwrap(self.model)._call_impl if taps else self.model  # not compiled code, which may ignore new hooks
         devs = [xb[0].device.index] if isinstance(xb[0], Tensor) and xb[0].is_cuda else []
         with eval_mode(self.model), torch.no_grad(), torch.random.fork_rng(devs), taps or nullcontext(): return model_output(run(*xb))
 
@@ -114,7 +114,7 @@ def _affine(x, m):
     scale,shift = m
     return x*scale.to(x.device) + shift.to(x.device)
 
-# %% ../nbs/30_teacher.ipynb #682edeff
+# %% ../nbs/30_teacher.ipynb #a5dcd0c6
 def merge_logits(
     preds:list, # logits of each teacher, (B, C, *)
     weights:list=None, # weight of each, summing to 1; None: equal
@@ -130,7 +130,7 @@ def merge_logits(
     if act == 'softmax': return T*_mean_log(lambda o: F.log_softmax(o, axis))
     return T*(_mean_log(F.logsigmoid) - _mean_log(lambda o: F.logsigmoid(-o)))
 
-# %% ../nbs/30_teacher.ipynb #74068b14
+# %% ../nbs/30_teacher.ipynb #152ad13a
 class Teachers:
     "One teacher, or a list of them with weights; each a `Learner`, a module or a `Teacher`; ValueError for an empty list or odd weights"
     def __init__(self,

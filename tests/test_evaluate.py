@@ -9,7 +9,8 @@ from fastai.vision.all import *
 from fastai.metrics import ActivationType
 from fastcore.test import test_eq as eq, test_close as close
 
-from fastkd.evaluate import TTAEvaluator, agreement, class_mask, test_time_aug, _score
+from fastkd.evaluate import TTAEvaluator, agreement, class_mask, test_time_aug
+from fastkd.scoring import metric_value
 
 for nm in [o for o in globals() if o == 'test' or o.startswith('test_') and o != 'test_time_aug']: del globals()[nm]  # fastcore's, not tests
 
@@ -444,14 +445,14 @@ def test_softmax_is_not_applied_twice():
     p2 /= p2.sum(1, keepdim=True)
     p2[0] = tensor([1.,0.])
     norm = p.double()/p.double().sum(1, keepdim=True)
-    close(_score(RocAuc(), p, t), skm.roc_auc_score(t, norm, multi_class='ovr'), 1e-9)
+    close(metric_value(RocAuc(), p, t), skm.roc_auc_score(t, norm, multi_class='ovr'), 1e-9)
     brier = skm_to_fastai(skm.brier_score_loss, activation=ActivationType.BinarySoftmax)
-    close(_score(brier, p2, t2), skm.brier_score_loss(t2, p2[:,1]), 1e-6)
+    close(metric_value(brier, p2, t2), skm.brier_score_loss(t2, p2[:,1]), 1e-6)
 
 def test_ranking_of_tiny_probabilities_survives_roc_auc():
     p = tensor([1e-12,2e-12,3e-12,4e-12])
-    eq(_score(RocAucBinary(), torch.stack([1-p,p], 1), tensor([0,0,1,1])), 1.)
-    eq(_score(RocAucMulti(), torch.stack([p,p], 1), tensor([[0,0],[0,0],[1,1],[1,1]])), 1.)
+    eq(metric_value(RocAucBinary(), torch.stack([1-p,p], 1), tensor([0,0,1,1])), 1.)
+    eq(metric_value(RocAucMulti(), torch.stack([p,p], 1), tensor([[0,0],[0,0],[1,1],[1,1]])), 1.)
 
 def test_sigmoid_is_not_applied_twice(path):
     ev = TTAEvaluator(multi_learn(path, metrics=[accuracy_multi, partial(accuracy_multi, thresh=.3), F1ScoreMulti(thresh=.3), RocAucMulti()]), seed=7)

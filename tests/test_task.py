@@ -80,3 +80,11 @@ def test_class_weights_are_kept():
     y,pred = torch.tensor([0,1,-1,2]),torch.randn(4,3)
     labels = Labels(task_of(lf), y)
     assert labels.loss(lf(pred, labels.y), lf, pred).item() == pytest.approx(lf(pred[[0,1,3]], y[[0,1,3]]).item(), rel=1e-5)
+
+@pytest.mark.parametrize('lf,pred,y', [
+    (CrossEntropyLossFlat(), torch.randn(4,3), torch.rand(4,3)),
+    (CrossEntropyLossFlat(), torch.randn(4,3), torch.zeros(4,2).long()),
+    (BCEWithLogitsLossFlat(), torch.randn(4,3), torch.zeros(4)),
+    (lambda p, y: p.sum(), torch.randn(4,3), torch.zeros(4)),
+])
+def test_targets_of_another_form_are_not_scored(lf, pred, y): assert scores(task_of(lf), y, pred) is None
