@@ -9,6 +9,7 @@ from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner, 
 import fastai.callback.progress  # `no_bar`
 from fastai.data.load import DataLoader
 from functools import partial
+from importlib.util import find_spec
 
 T,weight,lr,wd,n_classes = 4.,.5,1e-4,.01,10
 
@@ -17,7 +18,7 @@ class Clock(Callback):
     order = -100
     def before_train(self): self.start = None
     def before_batch(self): self.start = self.start or now(self.dls.device)
-    def after_train(self): self.learn.seconds = now(self.dls.device)-self.start
+    def after_train(self): self.learn.seconds,self.learn.last_loss = now(self.dls.device)-self.start,self.learn.loss.item()
 
 def now(device):
     if torch.device(device).type=='cuda': torch.cuda.synchronize()
@@ -60,10 +61,7 @@ def fastai_round(args, make_cb=None):
     learn = Learner(dls, student, loss_func=CrossEntropyLossFlat(), wd=wd, cbs=[Clock(), *([make_cb(teacher)] if make_cb else [])])
     def _round():
         with learn.no_bar(), learn.no_logging(): learn.fit(1, lr)
-        return learn.seconds,learn.loss_of_last_step
-    class Last(Callback):
-        def after_train(self): self.learn.loss_of_last_step = self.learn.loss.item()
-    learn.add_cb(Last())
+        return learn.seconds,learn.last_loss
     return _round
 
 def with_fastkd(args):
@@ -87,15 +85,11 @@ def child(args):
     cuda = torch.device(args.device).type=='cuda'
     print(json.dumps(torch.cuda.max_memory_allocated()/2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024))
 
-def available(args):
-    "The variants as functions that run a round; what is not installed is skipped with a word"
-    res = {}
-    for name,f in variants.items():
-        try: res[name] = f(args)
-        except ModuleNotFoundError as e:
-            if 'fasterai' not in str(e): raise
-            print(f"{name} is skipped: {e}; pip install -e '.[bench]'")
-    return res
+def available():
+    "Names of the variants; fasterai is skipped with a word where it is not installed"
+    if find_spec('fasterai'): return list(variants)
+    print("fasterai is skipped: pip install -e '.[bench]'")
+    return [k for k in variants if k!='fasterai']
 
 def measure(args, rounds):
     "Seconds by variant and round, and the loss of the last step; one round to warm up"
@@ -133,8 +127,8 @@ def main():
     if args.threads: torch.set_num_threads(args.threads)
     if args.child: return child(args)
     print(f"ResNet-34 → ResNet-18, batch {args.batch}, {args.size} px, {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    rounds = available(args)
-    secs,loss = measure(args, rounds)
-    report(args, secs, loss, {k: peak(args, k) for k in rounds})
+    names = available()
+    peaks = {k: peak(args, k) for k in names}  # before this process grows: Linux counts its size as its children's
+    report(args, *measure(args, {k: variants[k](args) for k in names}), peaks)
 
 if __name__ == '__main__': main()

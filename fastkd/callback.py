@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DistillationColumns', 'KnowledgeDistillation']
 
-# %% ../nbs/50_callback.ipynb #fb35e6de
+# %% ../nbs/50_callback.ipynb #20fab5df
 import copy, math, warnings
 import pandas as pd, torch, torch.distributed as dist
 from fastai.callback.core import Callback
@@ -24,7 +24,7 @@ from .teacher import Teachers, merge_logits
 from .terms import EpochMeans, pred_term, resize_logits, total_loss
 from torch import Tensor
 
-# %% ../nbs/50_callback.ipynb #5dd2de55
+# %% ../nbs/50_callback.ipynb #875ea2bc
 class _StaysHere(Callback):
     "A callback that an export leaves behind: a plain `Callback` that does nothing, for which fastkd is not needed, takes its place"
     _shared = () # attributes that a copy has in common with the original
@@ -59,7 +59,7 @@ class DistillationColumns(_StaysHere):
         "Take the stand-in for missing labels out again"
         if self.kd.no_labels: self.learn.yb,self.kd.no_labels = (),False
 
-# %% ../nbs/50_callback.ipynb #ee9a5720
+# %% ../nbs/50_callback.ipynb #c764539f
 class KnowledgeDistillation(_StaysHere):
     "Train the learner's model as the student of `teacher`; see `summary` for what is done"
     order,run_valid,_shared = MixHandler.order+.5,False,('teachers','losses','terms')

@@ -6,7 +6,7 @@
 __all__ = ['teacher_net', 'student_net', 'setting', 'convnet', 'Curves', 'fit_teacher', 'fit_student', 'latency',
            'paired_difference', 'compare', 'table', 'plot_curves', 'verdict', 'demo']
 
-# %% ../nbs/95_demo.ipynb #e88ccb9d
+# %% ../nbs/95_demo.ipynb #4604856a
 from fastai.vision.all import *
 from .callback import KnowledgeDistillation
 from .data import digits_dls
@@ -15,7 +15,7 @@ from .masks import agreement
 from .losses import SoftTarget
 from .terms import EpochMeans
 
-# %% ../nbs/95_demo.ipynb #7de03b5b
+# %% ../nbs/95_demo.ipynb #49056a5c
 def convnet(
     *widths:int, # channels of each convolution, which halves the image
 )->nn.Module: # (B,1,H,W) → logits (B,10)
@@ -25,7 +25,7 @@ def convnet(
 
 teacher_net,student_net = partial(convnet,32,64,128),partial(convnet,8,16,32)
 
-# %% ../nbs/95_demo.ipynb #60aade91
+# %% ../nbs/95_demo.ipynb #ac57a767
 class Curves(Callback):
     "Mean losses of each epoch: the task's, and `loss` between the learner and `teacher`"
     order = KnowledgeDistillation.order+.1
@@ -42,7 +42,7 @@ class Curves(Callback):
         self.rows += [dict(epoch=self.epoch+1, loss=nm, split=split, value=v) for nm,split,v in
                       (('task','train',row['task_loss']), ('task','valid',valid['task']), ('kd','train',row.get('kd_loss')), ('kd','valid',valid['kd']))]
 
-# %% ../nbs/95_demo.ipynb #7f84b4dc
+# %% ../nbs/95_demo.ipynb #ce650378
 def _fit(learn, epochs, lr, cbs=None):
     with learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=cbs)
     return learn
@@ -70,7 +70,7 @@ def fit_student(
     curves = Curves(teacher.model.eval(), SoftTarget(T=4))
     return _fit(learn, epochs, 2e-2, curves),pd.DataFrame(curves.rows)
 
-# %% ../nbs/95_demo.ipynb #064d1c9c
+# %% ../nbs/95_demo.ipynb #cdc5b66b
 def latency(
     model:nn.Module, # in eval mode
     xb:Tensor, # one batch of inputs
@@ -94,7 +94,7 @@ def paired_difference(
     if len(d)<2: raise ValueError(f"a standard error needs two seeds or more, and there is {len(d)}")
     return d.mean(),d.std(ddof=1)/math.sqrt(len(d))
 
-# %% ../nbs/95_demo.ipynb #66ba5c31
+# %% ../nbs/95_demo.ipynb #259f5d7b
 def _measure(name, learn, seed, teacher_preds=None):
     "One row: what `learn` gets right on the held-out images, and how often its answer is the teacher's"
     with learn.no_bar(): preds,targs = learn.get_preds()
@@ -116,7 +116,7 @@ def compare(
         if distilled: student = ifnone(student, learn)
     return SimpleNamespace(teacher=teacher, student=student, runs=pd.DataFrame([row,*rows]), curves=pd.concat(curves, ignore_index=True))
 
-# %% ../nbs/95_demo.ipynb #3ea54871
+# %% ../nbs/95_demo.ipynb #da65793a
 def table(
     res:SimpleNamespace, # from `compare`
 )->pd.DataFrame: # a row per network
@@ -142,13 +142,13 @@ def plot_curves(
         ax.legend()
     return fig
 
-# %% ../nbs/95_demo.ipynb #73c247b4
+# %% ../nbs/95_demo.ipynb #2357a663
 setting = """The teacher was trained on all 1293 training images and had all their labels. The student had the labels of 100 of
 them, ten of each digit. Alone it was trained on those 100; distilled it was also shown the other 1193, without
 labels, with the teacher's answers as targets. Of each seed, both started from the same weights, had the same labels
-and made the same number of steps. Accuracy and agreement with the teacher are on 504 images held out from all
-of them. What you see is the worth of a teacher's answers where labels are few: with all
-the labels, this student does as well without a teacher."""
+and made the same number of steps. Accuracy and agreement with the teacher are on 504 images held out from all of
+them. What you see is the worth of a teacher's answers where labels are few: with all the labels, this student
+does as well without a teacher."""
 
 def verdict(
     runs:pd.DataFrame, # from `compare`
@@ -160,7 +160,7 @@ def verdict(
     if n<4: return f"{text}: too few seeds for a conclusion"
     return text + (": " + ("ahead" if mean>0 else "behind") + " by more than two standard errors" if abs(mean)>2*se else ": no clear difference")
 
-# %% ../nbs/95_demo.ipynb #7e7f1e1f
+# %% ../nbs/95_demo.ipynb #d4daf8d0
 def _print_table(df, seconds):
     fmt = dict(parameters='{:,}', ms_per_batch='{:.2f}', accuracy='{:.3f}', sd='{:.3f}', agreement='{:.3f}')
     print('\n' + df.to_string(formatters={k: v.format for k,v in fmt.items()}, na_rep='').replace('nan', '   '))

@@ -6,12 +6,12 @@
 __all__ = ['unwrap', 'resolve_layers', 'first_tensor', 'trace_layers', 'layer_names', 'channel_axis', 'channel_axes',
            'to_channels_first', 'Taps', 'changed_layers', 'match_maps', 'make_adapter']
 
-# %% ../nbs/20_layers.ipynb #41946a9a
+# %% ../nbs/20_layers.ipynb #ca99fa5f
 from contextlib import ExitStack, contextmanager, nullcontext
 from difflib import get_close_matches
 from fastai.basics import *
 
-# %% ../nbs/20_layers.ipynb #08f56d38
+# %% ../nbs/20_layers.ipynb #a61690e2
 _parallel = nn.DataParallel, nn.parallel.DistributedDataParallel
 
 def unwrap(
@@ -22,7 +22,7 @@ def unwrap(
     while inner := model._modules.get('_orig_mod') or (isinstance(model, _parallel) and model.module): model = inner
     return model
 
-# %% ../nbs/20_layers.ipynb #48748d77
+# %% ../nbs/20_layers.ipynb #3ad44e13
 def resolve_layers(
     model:nn.Module, # Any model, wrapped or not
     names, # Layer names, as in `layer_names(model, x)`
@@ -40,7 +40,7 @@ def _unknown(name, layers, arg):
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ''
     return f"{arg}={name!r}: the model has no such layer; {hint}`layer_names(model, x)` lists them all"
 
-# %% ../nbs/20_layers.ipynb #2182e2f5
+# %% ../nbs/20_layers.ipynb #ff5eeaa4
 def first_tensor(
     o # What a module returned
 ): # `Tensor` or `None`
@@ -98,7 +98,7 @@ def layer_names(
     "The layers of `model` with the shapes that they return for `x`; the model is left as it was"
     return {c.name:tuple(c.out.shape) for c in trace_layers(model, x) if c.out is not None}
 
-# %% ../nbs/20_layers.ipynb #d05715c4
+# %% ../nbs/20_layers.ipynb #df1dff82
 _known = [(nn.modules.conv._ConvNd,'out_channels',1), (nn.modules.batchnorm._NormBase,'num_features',1), (nn.GroupNorm,'num_channels',1),
           (nn.Linear,'out_features',-1), (nn.Embedding,'embedding_dim',-1)]
 
@@ -106,7 +106,7 @@ def _width(m):
     "`(width, usual axis)` of the output of `m`, or `None`"
     if isinstance(m, nn.RNNBase): return (m.proj_size or m.hidden_size)*(1+m.bidirectional),-1
     norm = getattr(m, 'normalized_shape', None)
-    if norm: return (norm[0],1) if len(norm)>1 or type(m).__name__.endswith('2d') else (norm[0],-1)  # LayerNorm2d is channels first
+    if isinstance(norm, tuple): return (norm[0],1) if len(norm)>1 or type(m).__name__.endswith('2d') else (norm[0],-1)  # LayerNorm2d is channels first
     return first((getattr(m, a),axis) for t,a,axis in _known if isinstance(m, t))
 
 def _only(shape, n):
@@ -150,7 +150,7 @@ def to_channels_first(
     "The feature `f` with its channels on the second axis"
     return f if axis in (1,1-f.ndim) else f.movedim(axis, 1)
 
-# %% ../nbs/20_layers.ipynb #e6eef0a6
+# %% ../nbs/20_layers.ipynb #fd118b53
 def _version(t): return None if t.is_inference() else t._version
 
 class Taps:
@@ -229,7 +229,7 @@ class Taps:
         if self._undo: self._undo()
         self._undo = None
 
-# %% ../nbs/20_layers.ipynb #cffcca30
+# %% ../nbs/20_layers.ipynb #e62f0f43
 def changed_layers(
     model:nn.Module, # Any model, wrapped or not
     names, # Layer names
@@ -241,7 +241,7 @@ def changed_layers(
         model(*_args(x))
         return taps.changed
 
-# %% ../nbs/20_layers.ipynb #c734c7be
+# %% ../nbs/20_layers.ipynb #d95d1e31
 def _to_grid(f, size):
     "Tokens (B,C,N) as a map (B,C,h,w) of about the aspect of `size`, less 0 to 5 prefix tokens; `None` if there is no such grid"
     H,W = size
@@ -279,7 +279,7 @@ def match_maps(
     size = torch.Size(map(min, a.shape[2:], b.shape[2:]))
     return _pool(a, size),_pool(b, size)
 
-# %% ../nbs/20_layers.ipynb #d340015f
+# %% ../nbs/20_layers.ipynb #4f83dded
 def make_adapter(
     fs_shape, # Shape of the student feature, (B, Cs, *)
     ft_shape # Shape of the teacher feature, (B, Ct, *), positions as the student's

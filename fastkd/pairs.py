@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['layer_stages', 'pair_layers']
 
-# %% ../nbs/21_pairs.ipynb #1e19d253
+# %% ../nbs/21_pairs.ipynb #96575c91
 from collections import defaultdict
 from functools import lru_cache
 from fastai.basics import *
 from fastai.callback.hook import has_params, total_params
 from .layers import *
 
-# %% ../nbs/21_pairs.ipynb #d7ae5821
+# %% ../nbs/21_pairs.ipynb #b8dbbc48
 def _is_output(c, root):
     "Whether the call `c` returned the prediction, maybe in another view"
     y = root.out
@@ -46,7 +46,7 @@ def _resolutions(root):
     "`(level, name)` of the last layer at each resolution, in order"
     return [list(g)[-1] for _,g in itertools.groupby(_steps(root, root), key=itemgetter(0))]
 
-# %% ../nbs/21_pairs.ipynb #40d6a9d6
+# %% ../nbs/21_pairs.ipynb #1285b8cb
 def _repeats(root):
     "The layers of the largest set of like siblings called in sequence, less the one that gives the prediction"
     groups = defaultdict(list)
@@ -71,7 +71,7 @@ def layer_stages(
     if len(res)>1: return [(n,level) for level,n in res]
     return [(c.name,None) for c in _repeats(root) or _leaves(root)]
 
-# %% ../nbs/21_pairs.ipynb #1e569d60
+# %% ../nbs/21_pairs.ipynb #d5903280
 def _common(a, b):
     "Index pairs of a longest common subsequence of `a` and `b`"
     @lru_cache(None)

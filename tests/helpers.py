@@ -22,6 +22,10 @@ def image_dls(vocab=('a','b','c'), n=96, bs=16, size=16, batch_tfms=None, item_t
         warnings.simplefilter('ignore')
         return block.dataloaders(items, bs=bs, num_workers=0)
 
+def fixed(dls, bs):
+    "The loaders, the training one in order, every epoch"
+    return DataLoaders(dls.train.new(bs=bs, shuffle=False, drop_last=False), dls.valid)
+
 def cnn(*cs, n_out=3, n_in=3, p=0.):
     "A CNN with a stride-2 block `i` of each width in `cs`, then pooling, dropout and a linear head"
     return nn.Sequential(*[nn.Sequential(nn.Conv2d(i,o,3,2,1), nn.BatchNorm2d(o), nn.ReLU()) for i,o in zip((n_in,*cs),cs)],

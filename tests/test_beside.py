@@ -31,10 +31,6 @@ def distilled(dls, teacher, *cbs, loss=None, weight=.5, model=None, **kwargs):
     set_seed(2)
     return learn,kd
 
-def fixed(dls, bs, n=64):
-    "The loaders, the training one in a fixed order"
-    return DataLoaders(dls.train.new(bs=bs, shuffle=False, drop_last=False, get_idxs=lambda: list(range(n))), dls.valid)
-
 class Spy(Callback):
     "After every training loss: inputs, prediction, loss and what it should be"
     order,run_valid = KnowledgeDistillation.order+.1,False
@@ -115,7 +111,7 @@ def hidden_total(learn, teacher):
     both = [(w, F.cross_entropy(learn.pred, o.clamp(min=0), reduction='none'), (o>=0).float()) for w,o in ((mix.lam,y), (1-mix.lam,y1))]
     mass = sum((w*k).sum() for w,_,k in both)
     task = sum((w*k*ce).sum() for w,ce,k in both) / mass if mass else 0.
-    return float(.5*task + .5*kd_by_hand(learn, teacher))
+    return (.5*task + .5*kd_by_hand(learn, teacher)).item()
 
 @pytest.mark.parametrize('mix', [MixUp, CutMix])
 @pytest.mark.parametrize('every', [2, 1])
@@ -408,13 +404,13 @@ class TinyLM(nn.Module):
     "Returns what fastai's language models do: logits, and the raw and the dropped-out states of its one layer"
     def __init__(self, n=8):
         super().__init__()
-        self.emb,self.rnn,self.out,self.resets = nn.Embedding(5,n),nn.GRU(n, n, batch_first=True),nn.Linear(n,5),0
+        self.emb,self.rnn,self.head,self.resets = nn.Embedding(5,n),nn.GRU(n, n, batch_first=True),nn.Linear(n,5),0
         self.reset()
     def reset(self): self.h,self.resets = None,getattr(self, 'resets', 0)+1
     def forward(self, x):
         o,h = self.rnn(self.emb(x), self.h)
         self.h = h.detach()
-        return self.out(o),[o],[o]
+        return self.head(o),[o],[o]
 
 def test_rnn_callbacks_regularise_beside_the_terms_and_reset_both_models():
     x = torch.randint(0, 5, (8,7), generator=torch.Generator().manual_seed(0))

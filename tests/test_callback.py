@@ -172,6 +172,16 @@ def test_forward_after_an_error_in_a_later_before_batch_is_plain():
     learn.validate()
     assert n_hooks(learn.model) == 0
 
+def test_cancelled_batches_leave_validation_alone():
+    learn,seen = distilled([SoftTarget(), Attention()]),[]
+    class Skip(Callback):
+        order = 99
+        def before_batch(self):
+            if self.training: raise CancelBatchException()
+        def before_validate(self): seen.append(n_hooks(self.model))
+    learn.fit(1, cbs=Skip())
+    assert seen == [0]
+
 # promise 5: exports hold the student alone
 @losses
 def test_export_is_as_large_as_a_plain_students(loss, tmp_path):

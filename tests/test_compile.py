@@ -11,7 +11,7 @@ from fastkd.losses import SoftTarget
 from helpers import *
 
 @pytest.fixture(scope='module')
-def dls(): return image_dls()
+def dls(): return fixed(image_dls(), 16)
 @pytest.fixture(scope='module')
 def teacher(dls): return trained_teacher(dls, 8, 16, epochs=2)
 

@@ -127,8 +127,9 @@ def test_probing_resets_hidden_states():
     (nn.Conv2d(3,8,1), (2,8,4,4), 1), (nn.ConvTranspose2d(3,8,1), (2,8,4,4), 1), (nn.BatchNorm2d(8), (2,8,8,8), 1), (nn.GroupNorm(2,8), (2,8,4,4), 1),
     (nn.InstanceNorm2d(8), (2,8,4,4), 1), (nn.Conv1d(3,8,1), (2,8,8), 1), (nn.Linear(3,8), (2,8,8), 2), (nn.Linear(3,8), (2,4,4,8), 3),
     (nn.LayerNorm(8), (2,4,4,8), 3), (nn.LayerNorm((8,4,4)), (2,8,4,4), 1), (timm.layers.LayerNorm2d(8), (2,8,8,8), 1),
-    (nn.LSTM(3,4,bidirectional=True), (2,5,8), 2), (nn.LSTM(3,8,proj_size=4), (2,5,4), 2), (WeightDropout(nn.GRU(3,8), 0.5, 'weight_hh_l0'), (2,8,8), 2),
+    (nn.LSTM(3,4,bidirectional=True), (2,4,8), 2), (nn.LSTM(3,8,proj_size=4), (2,8,4), 2), (WeightDropout(nn.GRU(3,8), 0.5, 'weight_hh_l0'), (2,8,8), 2),
     (nn.MultiheadAttention(8,2), (2,5,8), 2), (nn.Embedding(9,8), (2,5,8), 2), (nn.Linear(3,8), (2,8), 1), (nn.ReLU(), (2,5,8), 2), (nn.ReLU(), (2,8,4,4), 1),
+    (nn.LayerNorm(8), (2,8,4,4), 1), (nn.Conv1d(3,8,1), (2,4,8), 2),
     (nn.Sequential(nn.Linear(3,4), nn.Conv2d(4,8,1)), (2,8,4,4), 1), (tv.convnext.CNBlock(8, 1e-6, 0.), (2,8,8,8), 1), (tv.convnext.CNBlock(8, 1e-6, 0.), (2,8,4,4), 1)],
     ids=lambda o: type(o).__name__ if isinstance(o, nn.Module) else str(o))
 def test_channel_axis(module, shape, axis): assert channel_axis(module, shape) == axis
@@ -136,6 +137,12 @@ def test_channel_axis(module, shape, axis): assert channel_axis(module, shape) =
 def test_channel_axes_of_activations_and_permutes_follow_the_layer_before():
     net = nn.Sequential(nn.Conv2d(3,8,1), nn.ReLU(), Returns(lambda o: o.permute(0,2,3,1)), nn.ReLU(), nn.Linear(8,6), nn.GELU(), Returns(lambda o: o.movedim(-1,1)), nn.ReLU())
     assert list(channel_axes(net, image(4)).values()) == [1,1,3,3,3,3,1,1]
+
+def test_channel_axes_of_a_layer_after_maps_of_another_layout():
+    class Block(nn.Module):
+        def __init__(self): super().__init__(); self.lin,self.attn,self.drop = nn.Linear(3,6),nn.Softmax(-1),nn.Dropout()
+        def forward(self, x): x = self.lin(x); self.attn(torch.zeros(2,2,7,7)); return self.drop(x)
+    assert channel_axes(Block(), torch.randn(2,5,4,3)) == {'lin':3, 'attn':1, 'drop':3}
 
 def test_channels_first_moves_only_the_channels():
     f = torch.randn(2,4,5,3)
@@ -341,7 +348,7 @@ def shapes(s, t): return [tuple(o.shape[1:]) for o in match_maps(torch.randn(2,*
 @pytest.mark.parametrize('s,t,out', [
     ((3,8,8), (5,4,4), ((3,4,4),(5,4,4))), ((3,8,4), (5,4,8), ((3,4,4),(5,4,4))), ((3,7,7), (5,197), ((3,7,7),(5,7,7))), ((5,198), (3,7,7), ((5,7,7),(3,7,7))),
     ((3,4,4), (5,16), ((3,4,4),(5,4,4))), ((3,2,2), (5,21), ((3,2,2),(5,2,2))), ((3,14,14), (5,50), ((3,7,7),(5,7,7))), ((3,2,4), (5,33), ((3,2,4),(5,2,4))),
-    ((3,2,3), (5,61), ((3,2,3),(5,2,3))), ((3,197), (5,196), ((3,196),(5,196))), ((3,197), (5,198), ((3,196),(5,196))), ((3,12), (5,30), ((3,12),(5,12))),
+    ((3,2,3), (5,61), ((3,2,3),(5,2,3))), ((3,2,4), (5,10), ((3,2,4),(5,2,4))), ((3,197), (5,196), ((3,196),(5,196))), ((3,197), (5,198), ((3,196),(5,196))), ((3,12), (5,30), ((3,12),(5,12))),
     ((3,), (5,4,4), ((3,),(5,))), ((3,6), (5,), ((3,),(5,))), ((3,), (5,), ((3,),(5,))), ((3,4,4,4), (5,2,2,2), ((3,2,2,2),(5,2,2,2)))], ids=str)
 def test_matched_shapes(s, t, out): assert shapes(s, t) == list(out)
 
