@@ -199,6 +199,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fastkd.features.FeaturePairs.params': ('features.html#featurepairs.params', 'fastkd/features.py'),
                                  'fastkd.features.FeaturePairs.taps': ('features.html#featurepairs.taps', 'fastkd/features.py'),
                                  'fastkd.features._adapter_text': ('features.html#_adapter_text', 'fastkd/features.py'),
+                                 'fastkd.features._axes': ('features.html#_axes', 'fastkd/features.py'),
                                  'fastkd.features._many': ('features.html#_many', 'fastkd/features.py'),
                                  'fastkd.features._same_kind': ('features.html#_same_kind', 'fastkd/features.py'),
                                  'fastkd.features._shape': ('features.html#_shape', 'fastkd/features.py')},

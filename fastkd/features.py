@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['FeaturePairs', 'AdapterOpt']
 
-# %% ../nbs/45_features.ipynb #f4bf1ddc
+# %% ../nbs/45_features.ipynb #109ad389
 import torch, torch.distributed as dist
 from fastai.optimizer import OptimWrapper
-from .layers import Taps, channel_axis, make_adapter, match_maps, resolve_layers, to_channels_first, unwrap
+from .layers import Taps, channel_axes, channel_axis, make_adapter, match_maps, resolve_layers, to_channels_first, unwrap
 from .maps import eval_mode, keep_rng
 from .pairs import pair_layers
 from torch import Tensor, nn
 
-# %% ../nbs/45_features.ipynb #944877f5
+# %% ../nbs/45_features.ipynb #e1a494da
 class FeaturePairs:
     "The pairs of layers that `losses` compare in `student` and `teacher`, with their adapters; ValueError where they cannot be compared"
     def __init__(self,
@@ -44,8 +44,8 @@ class FeaturePairs:
             if hasattr(m, 'reset'): m.reset()
         self.clones = s_taps.changed,t_taps.changed
         fs,ft = s_taps.pop(),t_taps.pop()
-        self.axes = [[channel_axis(m, f.shape) for m,f in zip(resolve_layers(unwrap(net), names), feats)]
-                     for net,names,feats in zip((self.student,self.teacher.model), zip(*self.pairs), (fs,ft))]
+        s_names,t_names = zip(*self.pairs)
+        self.axes = _axes(self.student, s_names, fs, xb),_axes(self.teacher.model, t_names, ft, self.teacher.inputs(xb))
         pairs = self.canonical(fs, ft)
         self.shapes = [(tuple(s.shape[1:]), tuple(t.shape[1:])) for s,t in pairs]
         self.adapters = nn.ModuleList(self._adapter(l, s, t) for l,(s,t) in zip(self.loss_of, pairs))
@@ -92,10 +92,15 @@ class FeaturePairs:
         return [f"{s} {_shape(a)} ↔ {t} {_shape(b)}, adapter: {_adapter_text(m)}"
                 for (s,t),(a,b),m,l in zip(self.pairs, self.shapes, self.adapters, self.loss_of) if l is loss]
 
+def _axes(model, names, feats, x):
+    "The channel axis of each feature; an activation's is that of the layer before it"
+    known = channel_axes(model, x)
+    return [known.get(n) or channel_axis(m, f.shape) for n,m,f in zip(names, resolve_layers(model, names), feats)]
+
 def _shape(s): return '×'.join(map(str, s))
 def _adapter_text(m): return 'none' if isinstance(m, nn.Identity) else f"{m}, {sum(p.numel() for p in m.parameters())} parameters"
 
-# %% ../nbs/45_features.ipynb #a3478ec6
+# %% ../nbs/45_features.ipynb #d68b56fa
 class AdapterOpt:
     "An optimiser for `params` of the same kind as the learner's"
     def __init__(self,

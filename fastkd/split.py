@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Splitter', 'body_head', 'split_at']
 
-# %% ../nbs/22_split.ipynb #13b41917
+# %% ../nbs/22_split.ipynb #0b97fc30
 from functools import partial, update_wrapper
 from fastai.basics import *
 from fastai.callback.hook import has_params
@@ -13,7 +13,7 @@ from fastai.tabular.model import TabularModel
 from fastai.vision.models.unet import DynamicUnet
 from .layers import *
 
-# %% ../nbs/22_split.ipynb #8de6c7ce
+# %% ../nbs/22_split.ipynb #e5351038
 class Splitter:
     "A splitter that copies as itself and is pickled as `trainable_params`, so that an exported learner loads without fastkd"
     def __init__(self,
@@ -25,7 +25,7 @@ class Splitter:
     def __deepcopy__(self, memo): return self
     def __repr__(self): return self.__name__
 
-# %% ../nbs/22_split.ipynb #bedb2b28
+# %% ../nbs/22_split.ipynb #ae4cecfc
 _heads = 'fc','classifier','head','heads','last_linear'
 _aux_heads = 'head_dist','aux_classifier','AuxLogits','aux1','aux2'
 
@@ -62,7 +62,7 @@ def body_head(
                                          "of its own; name the head: `splitter=partial(body_head, head='name')`")
     return groups
 
-# %% ../nbs/22_split.ipynb #019fc7ba
+# %% ../nbs/22_split.ipynb #3669e946
 def _starts(model, names):
     "For each layer its index in `model.parameters()`; errors for layers without parameters of their own and for a wrong order"
     params,res = [n for n,_ in model.named_parameters()],[0]
@@ -81,7 +81,6 @@ def split_at(
     "A splitter that begins a new parameter group at each named layer: with `split_at('layer4.0')`, `freeze_to(1)` trains from there on"
     if not names or not all(isinstance(n, str) for n in names): raise TypeError(f"split_at{names}: give the names of one or more layers, such as split_at('layer4.0')")
     def splitter(model):
-        model = unwrap(model)
         params,starts = list(model.parameters()),_starts(model, names)
         return L(params[a:b] for a,b in zip(starts, starts[1:]+[None]))
     splitter.__name__,splitter.__doc__ = f"split_at{names}",f"Splitter: parameter groups beginning at the layers {names}"

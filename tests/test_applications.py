@@ -4,12 +4,12 @@ import warnings
 import pandas as pd, pytest, timm, torchvision
 from fastai.tabular.all import *
 from fastai.text.all import *
-from fastcore.test import test_close as close, test_eq as eq
 
 from fastkd.callback import KnowledgeDistillation
 from fastkd.feature_losses import Attention, FitNet
 from fastkd.losses import BinarySoftTarget, Logits, SoftTarget
 from helpers import *
+from fastcore.test import test_close as close, test_eq as eq
 
 def soft(z, zt, T=4.):
     "Soft targets of logits (N, C), by hand"

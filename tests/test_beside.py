@@ -6,13 +6,13 @@ import matplotlib
 matplotlib.use('agg')
 import pytest
 from fastai.callback.all import *
-from fastcore.test import test_close as close, test_eq as eq
 
 from fastkd.callback import KnowledgeDistillation
 from fastkd.feature_losses import Attention, FitNet
 from fastkd.features import AdapterOpt, FeaturePairs
 from fastkd.losses import SoftTarget
 from helpers import *
+from fastcore.test import test_close as close, test_eq as eq
 
 terms = ['soft_target','attention','fitnet']
 columns = ['task_loss',*terms]

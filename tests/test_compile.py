@@ -2,13 +2,13 @@
 from copy import deepcopy
 
 import pytest
-from fastcore.test import test_eq as eq
 
 from fastkd.callback import KnowledgeDistillation
 from fastkd.feature_losses import Attention, FitNet
 from fastkd.features import FeaturePairs
 from fastkd.losses import SoftTarget
 from helpers import *
+from fastcore.test import test_eq as eq
 
 @pytest.fixture(scope='module')
 def dls(): return fixed(image_dls(), 16)

@@ -86,10 +86,10 @@ def test_layer_names_of_several_inputs():
     assert layer_names(Net(), (torch.zeros(2,3), torch.zeros(2,3))) == {'l':(2,4)}
 
 def test_layer_names_of_a_compiled_model_after_its_first_call():
-    net = convnet()
+    net = convnet().eval()
     for c in torch.compile(net, backend='eager'),net:
         if c is net: net.compile(backend='eager')
-        c(image())
+        with torch.no_grad(): c(image())  # as the probe will call it
         assert list(layer_names(c, image())) == list('0123456')
     torch._dynamo.reset()
 
@@ -348,7 +348,7 @@ def shapes(s, t): return [tuple(o.shape[1:]) for o in match_maps(torch.randn(2,*
 @pytest.mark.parametrize('s,t,out', [
     ((3,8,8), (5,4,4), ((3,4,4),(5,4,4))), ((3,8,4), (5,4,8), ((3,4,4),(5,4,4))), ((3,7,7), (5,197), ((3,7,7),(5,7,7))), ((5,198), (3,7,7), ((5,7,7),(3,7,7))),
     ((3,4,4), (5,16), ((3,4,4),(5,4,4))), ((3,2,2), (5,21), ((3,2,2),(5,2,2))), ((3,14,14), (5,50), ((3,7,7),(5,7,7))), ((3,2,4), (5,33), ((3,2,4),(5,2,4))),
-    ((3,2,3), (5,61), ((3,2,3),(5,2,3))), ((3,2,4), (5,10), ((3,2,4),(5,2,4))), ((3,197), (5,196), ((3,196),(5,196))), ((3,197), (5,198), ((3,196),(5,196))), ((3,12), (5,30), ((3,12),(5,12))),
+    ((3,2,3), (5,61), ((3,2,3),(5,2,3))), ((3,197), (5,196), ((3,196),(5,196))), ((3,197), (5,198), ((3,196),(5,196))), ((3,12), (5,30), ((3,12),(5,12))),
     ((3,), (5,4,4), ((3,),(5,))), ((3,6), (5,), ((3,),(5,))), ((3,), (5,), ((3,),(5,))), ((3,4,4,4), (5,2,2,2), ((3,2,2,2),(5,2,2,2)))], ids=str)
 def test_matched_shapes(s, t, out): assert shapes(s, t) == list(out)
 
@@ -364,10 +364,11 @@ def test_only_the_larger_map_is_pooled_and_by_its_mean():
     assert b is ft
     torch.testing.assert_close(a, fs.unflatten(2,(2,2)).unflatten(4,(2,2)).mean((3,5)))
 
-def test_tokens_keep_their_place_in_the_grid():
-    grid = torch.randn(2,5,4,4)
-    tokens = torch.cat([torch.full((2,5,1), 100.), grid.flatten(2)], 2)
-    assert match_maps(torch.randn(2,3,4,4), tokens)[1].equal(grid)
+@pytest.mark.parametrize('size,prefix', [((4,4),1), ((2,4),2)])
+def test_tokens_keep_their_place_in_the_grid(size, prefix):
+    grid = torch.randn(2,5,*size)
+    tokens = torch.cat([torch.full((2,5,prefix), 100.), grid.flatten(2)], 2)
+    assert match_maps(torch.randn(2,3,*size), tokens)[1].equal(grid)
 
 def test_class_token_is_dropped_from_the_front():
     ft = torch.randn(2,5,16)

@@ -103,6 +103,11 @@ def test_tensor_shared_with_a_head_that_comes_first_is_body():
     covers(m, (body,head))
     assert [id(p) for p in head]==[id(m[0].bias)]
 
+def test_names_that_begin_alike_are_told_apart():
+    m = nn.ModuleDict({'fc':nn.Linear(2,2), 'fc2':nn.Linear(2,2), 'f':nn.Linear(2,2)})
+    check(m, ['fc'], partial(body_head, head='fc'))
+    check(m, ['f'], split_at('f'))
+
 def test_wrong_heads_are_errors():
     m = tv.resnet18()
     with pytest.raises(ValueError, match="head='classifer': the model has no such layer"): body_head(m, head='classifer')

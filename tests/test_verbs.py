@@ -143,9 +143,10 @@ def test_deepcopy(fitted):
     other.fit(1)
     assert not same_state(other.model.state_dict(), fitted[1].model.state_dict())
 
-def test_validation_inside_training_keeps_the_columns_right():
+@pytest.mark.parametrize('order', [0,70], ids=['before Recorder','after Recorder'])
+def test_predictions_inside_training_keep_the_columns_right(order):
     _,learn = pair()
-    class Peek(FetchPredsCallback):
-        order = 70
-    learn.fit(1, cbs=Peek())
+    peek = FetchPredsCallback()
+    peek.order = order
+    learn.fit(1, cbs=peek)
     assert len(learn.recorder.values[-1]) == 3+4
