@@ -9,7 +9,7 @@ from fastkd.callback import KnowledgeDistillation
 from fastkd.feature_losses import Attention, FitNet
 from fastkd.losses import BinarySoftTarget, Logits, SoftTarget
 from helpers import *
-from fastcore.test import test_close as close, test_eq as eq
+from fastcore.test import test_close as close, test_eq as eq # after the star imports, which bring another eq
 
 def soft(z, zt, T=4.):
     "Soft targets of logits (N, C), by hand"

@@ -66,7 +66,7 @@ def test_help_exits_with_0(args, capsys):
     with pytest.raises(SystemExit) as e: main(args)
     assert e.value.code==0
     text = capsys.readouterr().out
-    assert all(o in text for o in (['--out','--seed','--epochs','--quick'] if 'demo' in args else ['demo']))
+    assert all(o in text for o in (['[--out DIR]','[--seed N]','[--epochs N]','[--quick]'] if 'demo' in args else ['demo']))
 
 def test_help_does_not_load_torch():
     src = "import sys; from fastkd.cli import main\ntry: main(['demo','--help'])\nexcept SystemExit: print('torch' in sys.modules, 'fastai' in sys.modules)"
