@@ -10,7 +10,7 @@ from fastkd.losses import SoftTarget
 from helpers import *
 
 class Items(Callback):
-    "A sum for every training batch that this process saw, and whether it was changed for the teacher as it should"
+    "A sum for every training batch that this process saw"
     order,run_valid = .6,False
     def before_fit(self): self.sums = []
     def after_loss(self): self.sums.append(self.xb[0].sum().item())

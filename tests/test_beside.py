@@ -291,7 +291,7 @@ def test_show_graph_draws_the_combined_loss_and_the_task_loss(dls, teacher, monk
     learn.fit(2)
     (_,train),(_,valid) = drawn[-1]
     eq(len(train), 8)
-    close(train[0].item(), spy.seen[0]['loss'], eps=1e-3)
+    close(train[0].item(), spy.seen[0]['grad'], eps=1e-3)
     close(valid[-1], learn.validate()[0], eps=1e-5)
 
 def test_terminate_on_nan_ends_the_fit_without_blaming_the_teacher(dls, teacher):

@@ -86,7 +86,7 @@ def test_layers_of_a_compiled_teacher_are_recorded(dls, teacher, how):
 @pytest.mark.parametrize('how', ['wrapped','in place'])
 def test_summary_of_a_compiled_student_that_has_run_is_that_of_a_plain_one(dls, teacher, how):
     def text(learn):
-        learn.validate()
+        for bs in 16,12: learn.validate(dl=dls.valid.new(bs=bs))  # compiled for any batch size
         learn.add_cb(kd := distillation(teacher))
         set_seed(5)  # for the adapter
         return str(kd.summary())
