@@ -17,12 +17,15 @@ class Clock(Callback):
     "Time from the first batch to the end of training: a fit's set-up and validation are left out"
     order = -100
     def before_train(self): self.start = None
-    def before_batch(self): self.start = self.start or now(self.dls.device)
-    def after_train(self): self.learn.seconds,self.learn.last_loss = now(self.dls.device)-self.start,self.learn.loss.item()
+    def __init__(self, args): self.args = args
+    def before_batch(self): self.start = self.start or now(self.args)
+    def after_train(self): self.learn.seconds,self.learn.last_loss = now(self.args)-self.start,self.learn.loss.item()
 
-def now(device):
-    if torch.device(device).type=='cuda': torch.cuda.synchronize()
-    return time.perf_counter()
+def now(args):
+    if is_cuda(args): torch.cuda.synchronize()
+    return dict(wall=time.perf_counter, cpu=time.process_time)[args.clock]()
+
+def is_cuda(args): return torch.device(args.device).type=='cuda'
 
 def networks(args):
     set_seed(0)
@@ -42,7 +45,7 @@ def by_hand(args):
     opt = torch.optim.AdamW([dict(params=yes_wd), dict(params=no_wd, weight_decay=0.)], lr, betas=(.9,.99), eps=1e-5, weight_decay=wd)
     def _round():
         student.train()
-        start = now(args.device)
+        start = now(args)
         for xb,yb in data:
             pred = student(xb)
             with torch.no_grad(): target = F.log_softmax(teacher(xb)/T, 1)
@@ -51,14 +54,14 @@ def by_hand(args):
             loss.backward()
             opt.step()
             opt.zero_grad()
-        return now(args.device)-start,loss.item()
+        return now(args)-start,loss.item()
     return _round
 
 def fastai_round(args, make_cb=None):
     "A round of `Learner.fit`, with `make_cb(teacher)` added"
     (teacher,student),data = networks(args),batches(args)
     dls = DataLoaders(*(DataLoader(o, bs=None, num_workers=0) for o in (data, data[:1])), device=args.device)
-    learn = Learner(dls, student, loss_func=CrossEntropyLossFlat(), wd=wd, cbs=[Clock(), *([make_cb(teacher)] if make_cb else [])])
+    learn = Learner(dls, student, loss_func=CrossEntropyLossFlat(), wd=wd, cbs=[Clock(args), *([make_cb(teacher)] if make_cb else [])])
     def _round():
         with learn.no_bar(), learn.no_logging(): learn.fit(1, lr)
         return learn.seconds,learn.last_loss
@@ -82,8 +85,7 @@ def peak(args, name):
 
 def child(args):
     variants[args.child](args)()
-    cuda = torch.device(args.device).type=='cuda'
-    print(json.dumps(torch.cuda.max_memory_allocated()/2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024))
+    print(json.dumps(torch.cuda.max_memory_allocated()/2**20 if is_cuda(args) else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024))
 
 def available():
     "Names of the variants; fasterai is skipped with a word where it is not installed"
@@ -98,7 +100,7 @@ def measure(args, rounds):
         for k,f in rounds.items():
             s,loss[k] = f()
             if i: secs[k].append(s)
-        print(f"\rround {i} of {args.rounds}{' (warm-up)' if not i else ''}   ", end='', file=sys.stderr, flush=True)
+        print(f"\rround {i} of {args.rounds}", end='', file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return secs,loss
 
@@ -115,10 +117,12 @@ def parse():
     for nm,default,help in (('batch',32,"images"), ('size',64,"pixels a side"), ('rounds',7,"each runs every variant once"), ('steps',10,"of each variant in a round"), ('threads',0,"of PyTorch on the CPU; 0: as it chooses")):
         p.add_argument(f'--{nm}', type=int, default=default, metavar='N', help=f"{help} (default: %(default)s)")
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help="(default: %(default)s)")
+    p.add_argument('--clock', choices=['wall','cpu'], default='wall', help="cpu: processor time, for a machine that others use too (default: %(default)s)")
     p.add_argument('--child', choices=list(variants), help=argparse.SUPPRESS)
     args = p.parse_args()
     for nm in 'batch','size','rounds','steps':
         if getattr(args, nm)<1: p.error(f"--{nm} is {getattr(args, nm)}: choose 1 or more")
+    if args.clock=='cpu' and is_cuda(args): p.error("--clock cpu does not see what a GPU does: choose wall")
     return args
 
 def main():
@@ -126,7 +130,7 @@ def main():
     args = parse()
     if args.threads: torch.set_num_threads(args.threads)
     if args.child: return child(args)
-    print(f"ResNet-34 → ResNet-18, batch {args.batch}, {args.size} px, {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"ResNet-34 → ResNet-18, batch {args.batch}, {args.size} px, {args.device}, {torch.get_num_threads()} threads, {args.clock} time, torch {torch.__version__}")
     names = available()
     peaks = {k: peak(args, k) for k in names}  # before this process grows: Linux counts its size as its children's
     report(args, *measure(args, {k: variants[k](args) for k in names}), peaks)

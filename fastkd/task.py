@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Task', 'plain_loss', 'task_of', 'score', 'chance', 'Labels']
 
-# %% ../nbs/40_task.ipynb #c34fa1a1
+# %% ../nbs/40_task.ipynb #37896591
 from dataclasses import dataclass
 from functools import partial
 import torch
@@ -15,7 +15,7 @@ from fastai.torch_core import cast
 from .losses import BinarySoftTarget, Logits, SoftTarget, position_mean
 from torch import Tensor
 
-# %% ../nbs/40_task.ipynb #6806fdb7
+# %% ../nbs/40_task.ipynb #b05d6b83
 _kinds = dict(
     single='CrossEntropyLoss cross_entropy NLLLoss nll_loss FocalLoss LabelSmoothingCrossEntropy DiceLoss',
     binary='BCEWithLogitsLoss binary_cross_entropy_with_logits MultiLabelSoftMarginLoss multilabel_soft_margin_loss',
@@ -57,7 +57,7 @@ def task_of(
     kw = getattr(loss_func, 'keywords', {})
     return Task(kind, name, getattr(loss_func, 'axis', 1), getattr(f, 'ignore_index', kw.get('ignore_index', -100 if name=='cross_entropy' else None)))
 
-# %% ../nbs/40_task.ipynb #315219e4
+# %% ../nbs/40_task.ipynb #2ddf045a
 def score(
     task:Task,
     pred:Tensor, # (B, C, *)
@@ -90,7 +90,7 @@ def _score(task, out, y):
     keep = _counts(task, y)
     return (out[keep] == y[keep]).float().mean().item() if keep.any() else None
 
-# %% ../nbs/40_task.ipynb #89697ea4
+# %% ../nbs/40_task.ipynb #754df8e4
 class Labels:
     "The labels of one batch: which positions count, and the task loss over the labelled ones"
     def __init__(self,
@@ -107,6 +107,7 @@ class Labels:
             self.mask,self.un = (y != ig) | un,un
             self.y = torch.where(un, ig if self.mix else torch.where(un.all(), 0, ig), y)  # all ignored would be 0/0
         elif un.any(): self.un,self.y = un,torch.where(un, 0, y)
+        if self.task.kind == 'binary' and ((y < 0) & ~un).any(): raise ValueError(f"a label is {y.min().item():.3g}: give 0 or 1, or -1 for an item without a label; MixUp and CutMix blend the -1 of such data, so take them out")
         if self.mix is not None and self.un is not None: self._hide_mixed(ig)
 
     def _hide_mixed(self, ig):

@@ -175,9 +175,10 @@ def test_splitter_keeps_name_and_doc(): assert body_head.__name__=='body_head' a
 load = """
 import sys, torch, warnings; sys.modules['fastkd'] = None; warnings.simplefilter('ignore')
 from fastai.learner import load_learner
+import fastai.callback.progress  # `no_bar`
 for f in sys.argv[1:]:
     learn = load_learner(f)
-    p,_ = learn.get_preds(dl=[(torch.ones(2,3,32,32),)])
+    with learn.no_bar(): p,_ = learn.get_preds(dl=[(torch.ones(2,3,32,32),)])
     groups = None
     if 'partial' not in f:
         learn.create_opt()

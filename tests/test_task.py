@@ -88,3 +88,6 @@ def test_class_weights_are_kept():
     (lambda p, y: p.sum(), torch.randn(4,3), torch.zeros(4)),
 ])
 def test_targets_of_another_form_are_not_scored(lf, pred, y): assert scores(task_of(lf), y, pred) is None
+
+def test_blended_minus_one_is_an_error():
+    with pytest.raises(ValueError, match='a label is -0.4: give 0 or 1'): Labels(task_of(BCEWithLogitsLossFlat()), torch.tensor([[1.,0],[-.4,.2]]))
