@@ -8,6 +8,7 @@ import torch, torch.nn.functional as F, torchvision
 from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner, set_seed
 import fastai.callback.progress  # `no_bar`
 from fastai.data.load import DataLoader
+from fastai.optimizer import Adam, OptimWrapper
 from functools import partial
 from importlib.util import find_spec
 
@@ -38,11 +39,14 @@ def batches(args):
     return [(torch.randn(args.batch, 3, args.size, args.size, generator=gen).to(args.device), torch.randint(n_classes, (args.batch,), generator=gen).to(args.device))
             for _ in range(args.steps)]
 
+adamw = partial(torch.optim.AdamW, weight_decay=wd, betas=(.9,.99), eps=1e-5)  # the mathematics of fastai's Adam
+# `--opt`: of the hand-written loop, of a Learner
+opts = dict(torch=(adamw, partial(OptimWrapper, opt=adamw)), fastai=(partial(Adam, wd=wd), Adam), own=(adamw,Adam))
+
 def by_hand(args):
-    "A round of a hand-written loop with the mathematics of fastai's defaults: no weight decay on norms and biases"
+    "A round of a hand-written loop"
     (teacher,student),data = networks(args),batches(args)
-    no_wd,yes_wd = ([p for p in student.parameters() if (p.ndim==1)==b] for b in (True,False))
-    opt = torch.optim.AdamW([dict(params=yes_wd), dict(params=no_wd, weight_decay=0.)], lr, betas=(.9,.99), eps=1e-5, weight_decay=wd)
+    opt = opts[args.opt][0](student.parameters(), lr=lr)
     def _round():
         student.train()
         start = now(args)
@@ -61,7 +65,7 @@ def fastai_round(args, make_cb=None):
     "A round of `Learner.fit`, with `make_cb(teacher)` added"
     (teacher,student),data = networks(args),batches(args)
     dls = DataLoaders(*(DataLoader(o, bs=None, num_workers=0) for o in (data, data[:1])), device=args.device)
-    learn = Learner(dls, student, loss_func=CrossEntropyLossFlat(), wd=wd, cbs=[Clock(args), *([make_cb(teacher)] if make_cb else [])])
+    learn = Learner(dls, student, loss_func=CrossEntropyLossFlat(), wd=wd, wd_bn_bias=True, opt_func=opts[args.opt][1], cbs=[Clock(args), *([make_cb(teacher)] if make_cb else [])])
     def _round():
         with learn.no_bar(), learn.no_logging(): learn.fit(1, lr)
         return learn.seconds,learn.last_loss
@@ -80,7 +84,7 @@ variants = {'hand-written loop':by_hand, 'fastai, no teacher':fastai_round, 'fas
 
 def peak(args, name):
     "Peak memory of a process of its own, MiB"
-    cmd = [sys.executable, __file__, '--child', name, *[f'--{k}={getattr(args,k)}' for k in ('batch','size','steps','device','threads')]]
+    cmd = [sys.executable, __file__, '--child', name, *[f'--{k}={getattr(args,k)}' for k in ('batch','size','steps','device','threads','opt')]]
     return json.loads(subprocess.run(cmd, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 def child(args):
@@ -117,6 +121,7 @@ def parse():
     for nm,default,help in (('batch',32,"images"), ('size',64,"pixels a side"), ('rounds',7,"each runs every variant once"), ('steps',10,"of each variant in a round"), ('threads',0,"of PyTorch on the CPU; 0: as it chooses")):
         p.add_argument(f'--{nm}', type=int, default=default, metavar='N', help=f"{help} (default: %(default)s)")
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help="(default: %(default)s)")
+    p.add_argument('--opt', choices=list(opts), default='torch', help="torch: AdamW for all; fastai: its Adam for all; own: AdamW for the hand-written loop, Adam for fastai (default: %(default)s)")
     p.add_argument('--clock', choices=['wall','cpu'], default='wall', help="cpu: processor time, for a machine that others use too (default: %(default)s)")
     p.add_argument('--child', choices=list(variants), help=argparse.SUPPRESS)
     args = p.parse_args()
@@ -130,7 +135,7 @@ def main():
     args = parse()
     if args.threads: torch.set_num_threads(args.threads)
     if args.child: return child(args)
-    print(f"ResNet-34 → ResNet-18, batch {args.batch}, {args.size} px, {args.device}, {torch.get_num_threads()} threads, {args.clock} time, torch {torch.__version__}")
+    print(f"ResNet-34 → ResNet-18, batch {args.batch}, {args.size} px, {args.device}, {torch.get_num_threads()} threads, {args.clock} time, {args.opt} optimiser, torch {torch.__version__}")
     names = available()
     peaks = {k: peak(args, k) for k in names}  # before this process grows: Linux counts its size as its children's
     report(args, *measure(args, {k: variants[k](args) for k in names}), peaks)
