@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PartialCategorize', 'PartialCategoryBlock', 'digits_dls']
 
-# %% ../nbs/90_data.ipynb #06ff2328
+# %% ../nbs/90_data.ipynb #4093295c
 from fastai.vision.all import *
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-# %% ../nbs/90_data.ipynb #2b7c6acd
+# %% ../nbs/90_data.ipynb #57192f2e
 class PartialCategorize(Categorize):
     "`Categorize` where the label 'unlabelled' becomes the target -1, which the loss ignores"
     loss_func,order = CrossEntropyLossFlat(ignore_index=-1),1
@@ -25,26 +25,26 @@ class PartialCategorize(Categorize):
         res.__dict__.update(self.__dict__)
         return res
 
-# %% ../nbs/90_data.ipynb #f45b33a1
+# %% ../nbs/90_data.ipynb #a099d6af
 def PartialCategoryBlock(
     vocab:list, # Class names, in the order of the model's outputs
 ):
     "`CategoryBlock` for data in which some items have the label 'unlabelled'"
     return TransformBlock(type_tfms=PartialCategorize(vocab=vocab, sort=False))
 
-# %% ../nbs/90_data.ipynb #8cb6864f
+# %% ../nbs/90_data.ipynb #d543232c
 def _digits():
     "Items `(image, label)` of scikit-learn's digits; images are 8×8 uint8"
     x,y = load_digits(return_X_y=True)
     return list(zip((x*15).astype(np.uint8).reshape(-1,8,8), y.astype(str).tolist()))
 
-# %% ../nbs/90_data.ipynb #565b46af
+# %% ../nbs/90_data.ipynb #280ca148
 def _pick(ys, n, seed):
     "Positions of `n` of the labels `ys`, as many of each class as of any other, at random"
     ys = pd.Series(ys).sample(frac=1, random_state=seed)
     return ys.index[ys.groupby(ys).cumcount().argsort(kind='stable')][:n]
 
-# %% ../nbs/90_data.ipynb #9cb0f790
+# %% ../nbs/90_data.ipynb #f887f2ea
 def _check_digits(bs, n_labelled, n_train, n_items, size, repeat):
     "Raise if an argument of `digits_dls` is out of range"
     if n_labelled is not None and not 10<=n_labelled<=n_train:
@@ -53,7 +53,7 @@ def _check_digits(bs, n_labelled, n_train, n_items, size, repeat):
     if repeat<1: raise ValueError(f"repeat is {repeat}: choose 1 or more")
     if not 1<=bs<=n_items: raise ValueError(f"bs is {bs}: an epoch has {n_items} training images, choose from 1 to that, or a larger repeat")
 
-# %% ../nbs/90_data.ipynb #666d5090
+# %% ../nbs/90_data.ipynb #2631bf7d
 def digits_dls(
     bs:int=64, # Images in a batch
     n_labelled:int=None, # Training images that keep their label, 10 or more; None for all
@@ -74,4 +74,4 @@ def digits_dls(
     tfms = aug_transforms(do_flip=False, max_warp=0, size=size, pad_mode=PadMode.Zeros)
     block = DataBlock((ImageBlock(PILImageBW), PartialCategoryBlock([str(i) for i in range(10)])), getters=[ItemGetter(0),ItemGetter(1)],
                       splitter=IndexSplitter(range_of(valid)), batch_tfms=[*tfms, Normalize.from_stats([.29],[.35])])
-    return block.dataloaders(valid+train, bs=bs, num_workers=0)
+    return block.dataloaders(L(valid+train), bs=bs, num_workers=0)  # `DataBlock` writes a list out, all of it, which takes a second
