@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['as_pairs', 'FeatureLoss', 'attention', 'Attention', 'fitnet', 'FitNet', 'similarity', 'Similarity']
 
-# %% ../nbs/10_feature_losses.ipynb #a26c6654
+# %% ../nbs/10_feature_losses.ipynb #09cc727f
 import torch, torch.nn.functional as F
-from torch import Tensor
-from .layers import match_maps
+from torch import Tensor, nn
+from .layers import make_adapter, match_maps
 from .losses import DistillationLoss, full_precision
 
-# %% ../nbs/10_feature_losses.ipynb #14cfee03
+# %% ../nbs/10_feature_losses.ipynb #c41fce87
 def as_pairs(
     layers, # None, a name, a list of names, or a list of (student_name, teacher_name)
 )->list: # (student_name, teacher_name) tuples, or None
@@ -26,13 +26,15 @@ def as_pairs(
         if not (isinstance(o, (list,tuple)) and len(o)==2 and all(isinstance(n, str) for n in o)): raise TypeError(f"layers has {o!r}: {advice}")
     return [tuple(o) for o in res]
 
-# %% ../nbs/10_feature_losses.ipynb #f130d947
+# %% ../nbs/10_feature_losses.ipynb #a4c246f0
 class FeatureLoss(DistillationLoss):
     "A loss `func(fs, ft)` on pairs of layers; its term is the sum over the pairs"
     act = None
     use = 'all' # of the automatic pairs, which: 'all', 'middle', 'last'
     adapt = False # does it compare channel by channel, and so need an adapter where their numbers differ?
-    positions = False # does it need features with positions, (B, C, *)?
+    before_act = False # are automatically paired layers compared before the activation that ends them?
+    pairwise = True # is each pair a term of its own, with a module of its own?
+    by_item = False # does it ask for the numbers of the items in the batch?
     def __init__(self,
         func, # `func(fs, ft, **hypers)`
         layers=None, # None: paired automatically; names; or (student_name, teacher_name) pairs
@@ -46,7 +48,23 @@ class FeatureLoss(DistillationLoss):
         "Those of the automatic `pairs` that this loss uses"
         return {'all':pairs, 'middle':pairs[(len(pairs)-1)//2:][:1], 'last':pairs[-1:]}[self.use]
 
-# %% ../nbs/10_feature_losses.ipynb #2925934c
+    def make_modules(self,
+        pairs:list, # an example of the features of each pair, [(fs, ft)], (B, C, *)
+        at=None, # where they are from: an object with `student`, `teacher`, `pairs` (names), `xs`, `xt` (inputs) and `n_items`, the number of training items
+    )->nn.Module: # with one module per pair if `pairwise`
+        "What is trained beside the student: an adapter per pair where channels differ"
+        return nn.ModuleList((make_adapter(*[o.shape for o in match_maps(s, t)]) if self.adapt else None) or nn.Identity() for s,t in pairs)
+
+    def pairs_loss(self,
+        modules:nn.Module, # from `make_modules`
+        pairs:list, # the features of a batch, as there
+        pos:float=0., # training progress, 0 to 1
+    )->Tensor: # scalar
+        "The term, without its weight"
+        if self.adapt: pairs = [match_maps(s, t) for s,t in pairs]
+        return sum(self(m(s), t, pos=pos) for m,(s,t) in zip(modules, pairs))
+
+# %% ../nbs/10_feature_losses.ipynb #63a0671c
 def _attention_map(f, p): return F.normalize(f.abs().pow(p).mean(1).flatten(1), dim=1)
 
 @full_precision
@@ -62,14 +80,13 @@ def attention(
 
 class Attention(FeatureLoss):
     "Attention transfer, `attention` (Zagoruyko & Komodakis, 1612.03928), on all pairs; features (B, C, *)"
-    positions = True
     def __init__(self,
         layers=None, # None: paired automatically; names; or (student_name, teacher_name) pairs
         p:float=2, # power
         weight:float=1000. # factor of this term, or a schedule
     ): super().__init__(attention, layers, weight, p=p)
 
-# %% ../nbs/10_feature_losses.ipynb #0588865d
+# %% ../nbs/10_feature_losses.ipynb #80aad788
 @full_precision
 def fitnet(
     fs:Tensor, # student features, after the adapter, (B, C, *)
@@ -88,7 +105,7 @@ class FitNet(FeatureLoss):
         weight:float=100. # factor of this term, or a schedule
     ): super().__init__(fitnet, layers, weight)
 
-# %% ../nbs/10_feature_losses.ipynb #54ca61f6
+# %% ../nbs/10_feature_losses.ipynb #af1b7827
 def _similarities(f):
     f = f.flatten(1)
     return F.normalize(f @ f.T, dim=1)
@@ -105,7 +122,7 @@ def similarity(
 
 class Similarity(FeatureLoss):
     "Similarity-preserving loss, `similarity` (Tung & Mori, 1907.09682), on the last pair; features (B, *)"
-    use = 'last'
+    use,min_items = 'last',2
     def __init__(self,
         layers=None, # None: the last one of the automatic pairs; names; or (student_name, teacher_name) pairs
         weight:float=3000. # factor of this term, or a schedule

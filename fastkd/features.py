@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['FeaturePairs', 'AdapterOpt']
 
-# %% ../nbs/45_features.ipynb #109ad389
+# %% ../nbs/45_features.ipynb #b27d82ea
+from types import SimpleNamespace
 import torch, torch.distributed as dist
 from fastai.optimizer import OptimWrapper
-from .layers import Taps, channel_axes, channel_axis, make_adapter, match_maps, resolve_layers, to_channels_first, unwrap
+from .layers import Taps, channel_axes, channel_axis, plain_name, resolve_layers, to_channels_first, unwrap
 from .maps import eval_mode, keep_rng
-from .pairs import pair_layers
+from .pairs import before_activation, pair_layers
 from torch import Tensor, nn
 
-# %% ../nbs/45_features.ipynb #e1a494da
+# %% ../nbs/45_features.ipynb #aed4f22b
 class FeaturePairs:
     "The pairs of layers that `losses` compare in `student` and `teacher`, with their adapters; ValueError where they cannot be compared"
     def __init__(self,
@@ -21,22 +22,28 @@ class FeaturePairs:
         student:nn.Module,
         teacher, # `Teacher`
         xb:tuple, # the student's inputs; two items of it are used
+        n_items:int=None, # number of training items, for losses that remember them
     ):
         self.losses,self.student,self.teacher = losses,student,teacher
         xb = tuple(o[:2] for o in xb)
-        auto = pair_layers(unwrap(student), unwrap(teacher.model), xb, teacher.inputs(xb)) if any(l.layers is None for l in losses) else []
-        each = [l.layers or l.choose(auto) for l in losses]
-        self.pairs = [p for ps in each for p in ps]
-        self.loss_of = [l for l,ps in zip(losses, each) for _ in ps]
+        xt = teacher.inputs(xb)
+        auto = pair_layers(unwrap(student), unwrap(teacher.model), xb, xt) if any(l.layers is None for l in losses) else []
+        self.pairs_of = [l.layers or self._auto(l, auto, xb, xt) for l in losses]
+        self.pairs = [p for ps in self.pairs_of for p in ps]
         self.clones = (),()
-        with keep_rng(): self._probe(xb)
+        with keep_rng(): self._probe(xb, xt, n_items)
+
+    def _auto(self, loss, pairs, xb, xt):
+        ss,ts = zip(*loss.choose(pairs))
+        if loss.before_act: ss,ts = before_activation(unwrap(self.student), ss, xb),before_activation(unwrap(self.teacher.model), ts, xt)
+        return list(zip(ss, ts))
 
     def taps(self):
         "Fresh taps on the student's and the teacher's layers"
         names = zip(*self.pairs)
         return [Taps(unwrap(m), list(ns), clone=c) for m,ns,c in zip((self.student,self.teacher.model), names, self.clones)]
 
-    def _probe(self, xb):
+    def _probe(self, xb, xt, n_items):
         s_taps,t_taps = self.taps()
         with eval_mode(self.student), torch.no_grad(), s_taps: self.student._call_impl(*xb)  # not compiled code, which may ignore new hooks
         self.teacher(xb, t_taps)
@@ -45,62 +52,70 @@ class FeaturePairs:
         self.clones = s_taps.changed,t_taps.changed
         fs,ft = s_taps.pop(),t_taps.pop()
         s_names,t_names = zip(*self.pairs)
-        self.axes = _axes(self.student, s_names, fs, xb),_axes(self.teacher.model, t_names, ft, self.teacher.inputs(xb))
+        self.axes = _axes(self.student, s_names, fs, xb),_axes(self.teacher.model, t_names, ft, xt)
         pairs = self.canonical(fs, ft)
         self.shapes = [(tuple(s.shape[1:]), tuple(t.shape[1:])) for s,t in pairs]
-        self.adapters = nn.ModuleList(self._adapter(l, s, t) for l,(s,t) in zip(self.loss_of, pairs))
-        for i,l in enumerate(self.loss_of): self._try(i, l, pairs)
+        where = dict(student=unwrap(self.student), teacher=unwrap(self.teacher.model), xs=xb, xt=xt, n_items=n_items)
+        self.modules = nn.ModuleList(self._make(l, ps, names, where) for l,ps,names in zip(self.losses, self.split(pairs), self.pairs_of))
 
-    def _adapter(self, loss, s, t):
-        a = make_adapter(*[o.shape for o in match_maps(s, t)]) if loss.adapt else None
-        return nn.Identity() if a is None else a.to(s.device)
+    def _make(self, loss, pairs, names, where):
+        "What `loss` trains, once tried on `pairs`, so that a mismatch is an error now"
+        each = [slice(i, i+1) for i in range(len(pairs))] if loss.pairwise else [slice(None)]
+        at = SimpleNamespace(pairs=names, **where)
+        made = []
+        for sl in each:
+            try:
+                made.append(loss.make_modules(pairs[sl], SimpleNamespace(**{**vars(at), 'pairs':names[sl]})).to(pairs[0][0].device))
+                with torch.no_grad(), eval_mode(made[-1]): loss.pairs_loss(made[-1], pairs[sl], **self._given(loss, torch.arange(2)))
+            except (ValueError,RuntimeError) as e: raise ValueError(f"{loss.name} cannot compare the student's {_names(names[sl], 0)} with the teacher's {_names(names[sl], 1)}: {e}") from e
+        return nn.ModuleList(m for o in made for m in o) if loss.pairwise else made[0]
 
-    def _try(self, i, loss, pairs):
-        try:
-            with torch.no_grad(): self.pair_loss(i, pairs, 0.)
-        except (ValueError,RuntimeError) as e: raise ValueError(f"{loss.name} cannot compare the student's {self.pairs[i][0]!r} with the teacher's {self.pairs[i][1]!r}: {e}") from e
+    def _given(self, loss, items): return dict(items=items) if loss.by_item else {}
+
+    def split(self, pairs:list): # one per pair of all losses
+        "`pairs` as a list per loss"
+        it = iter(pairs)
+        return [[next(it) for _ in ps] for ps in self.pairs_of]
 
     def canonical(self, fs:list, ft:list):
         "Recorded features as (B, C, *) pairs, in float32 or better"
         fs,ft = [[to_channels_first(f.float() if f.dtype in (torch.float16,torch.bfloat16) else f, a) for f,a in zip(o,ax)] for o,ax in zip((fs,ft), self.axes)]
         return list(zip(fs, ft))
 
-    def pair_loss(self, i, pairs, pos):
-        "The loss of pair number `i`, through its adapter"
-        (s,t),loss = pairs[i],self.loss_of[i]
-        if loss.adapt: s,t = match_maps(s, t)
-        return loss(self.adapters[i](s), t, pos=pos)
-
     def __call__(self,
         fs:list, # the student's features, as recorded
         ft:list, # the teacher's
         pos:float=0., # training progress, 0 to 1
+        items:Tensor=None, # numbers of the items in the batch, (B,), for losses that remember them
     )->list: # a scalar per loss, without its weight
         "The term of each loss: the sum over its pairs"
         with torch.autocast(fs[0].device.type, enabled=False):
-            pairs = self.canonical(fs, ft)
-            each = [self.pair_loss(i, pairs, pos) for i in range(len(pairs))]
-        return [sum(o for o,p in zip(each, self.loss_of) if p is l) for l in self.losses]
+            return [l.pairs_loss(m, ps, pos, **self._given(l, items)) for l,m,ps in zip(self.losses, self.modules, self.split(self.canonical(fs, ft)))]
 
     @property
     def params(self):
-        "The adapters' parameters"
-        return list(self.adapters.parameters())
+        "What is trained: the adapters' parameters"
+        return [p for p in self.modules.parameters() if p.requires_grad]
 
     def describe(self, loss): # one of `losses`
         "A line per pair of `loss`: layers, shapes and adapter"
-        return [f"{s} {_shape(a)} ↔ {t} {_shape(b)}, adapter: {_adapter_text(m)}"
-                for (s,t),(a,b),m,l in zip(self.pairs, self.shapes, self.adapters, self.loss_of) if l is loss]
+        i = next(i for i,l in enumerate(self.losses) if l is loss)
+        texts = [f"{s} {_shape(a)} ↔ {t} {_shape(b)}" for (s,t),(a,b) in zip(self.pairs_of[i], self.split(self.shapes)[i])]
+        mods = self.modules[i]
+        if loss.pairwise: return [f"{o}, adapter: {_adapter_text(m)}" for o,m in zip(texts, mods)]
+        return texts + ([f"trained along: {_n_params(mods)}"] if _n_params(mods) else [])
 
 def _axes(model, names, feats, x):
     "The channel axis of each feature; an activation's is that of the layer before it"
     known = channel_axes(model, x)
-    return [known.get(n) or channel_axis(m, f.shape) for n,m,f in zip(names, resolve_layers(model, names), feats)]
+    return [known.get(plain_name(n)) or channel_axis(m, f.shape) for n,m,f in zip(names, resolve_layers(model, names), feats)]
 
+def _names(pairs, i): return ', '.join(repr(p[i]) for p in pairs)
 def _shape(s): return '×'.join(map(str, s))
-def _adapter_text(m): return 'none' if isinstance(m, nn.Identity) else f"{m}, {sum(p.numel() for p in m.parameters())} parameters"
+def _n_params(m): return sum(p.numel() for p in m.parameters())
+def _adapter_text(m): return 'none' if isinstance(m, nn.Identity) else f"{m}, {_n_params(m)} parameters" if len(str(m))<100 else f"{type(m).__name__}, {_n_params(m)} parameters"
 
-# %% ../nbs/45_features.ipynb #d68b56fa
+# %% ../nbs/45_features.ipynb #07fbed91
 class AdapterOpt:
     "An optimiser for `params` of the same kind as the learner's"
     def __init__(self,

@@ -7,7 +7,7 @@ __all__ = ['full_precision', 'position_mean', 'standardize_logits', 'soft_target
            'check_param', 'DistillationLoss', 'SoftTarget', 'Logits', 'BinarySoftTarget', 'FunctionLoss', 'as_loss',
            'as_losses']
 
-# %% ../nbs/00_losses.ipynb #93c56089
+# %% ../nbs/00_losses.ipynb #20c59d32
 import inspect, math
 from functools import partial, wraps
 from numbers import Real
@@ -15,7 +15,7 @@ import torch, torch.nn.functional as F
 from fastcore.basics import listify
 from torch import Tensor
 
-# %% ../nbs/00_losses.ipynb #dba44e63
+# %% ../nbs/00_losses.ipynb #03bd968d
 def full_precision(f):
     "Decorator: run `f` outside autocast, its half-precision tensors turned to float32"
     def _up(o): return o.float() if isinstance(o, Tensor) and o.dtype in (torch.float16, torch.bfloat16) else o
@@ -25,7 +25,7 @@ def full_precision(f):
         with torch.autocast(dev, enabled=False): return f(*map(_up, args), **{k:_up(v) for k,v in kwargs.items()})
     return _inner
 
-# %% ../nbs/00_losses.ipynb #cdc6e025
+# %% ../nbs/00_losses.ipynb #55af5319
 def position_mean(
     x:Tensor, # one value per position, (B, *)
     mask:Tensor=None, # positions that count, (B, *) bool; None: all
@@ -41,7 +41,7 @@ def _check_logits(pred, teacher_pred, axis, low=2):
     if low>1 and pred.shape[axis] < low:
         raise ValueError(f"pred has {pred.shape[axis]} class on axis {axis} of {tuple(pred.shape)}, and a softmax over it is constant: use BinarySoftTarget for a single logit, Logits for regression")
 
-# %% ../nbs/00_losses.ipynb #de925e0b
+# %% ../nbs/00_losses.ipynb #af5d86d4
 def standardize_logits(
     z:Tensor, # logits, (B, C, *)
     axis:int=1, # class axis
@@ -65,7 +65,7 @@ def soft_target(
     s,t = F.log_softmax(pred/T, axis),F.log_softmax(teacher_pred/T, axis)
     return T**2 * position_mean(F.kl_div(s, t, reduction='none', log_target=True).sum(axis), mask)
 
-# %% ../nbs/00_losses.ipynb #4f49299d
+# %% ../nbs/00_losses.ipynb #37cb7e45
 @full_precision
 def logits(
     pred:Tensor, # student logits or outputs, (B, C, *)
@@ -78,7 +78,7 @@ def logits(
     d = F.mse_loss(pred, teacher_pred, reduction='none')
     return d.mean() if mask is None else position_mean(d.mean(axis), mask)
 
-# %% ../nbs/00_losses.ipynb #91b5034c
+# %% ../nbs/00_losses.ipynb #2055bef2
 @full_precision
 def binary_soft_target(
     pred:Tensor, # student logits, (B, C, *) or (B,)
@@ -93,13 +93,16 @@ def binary_soft_target(
     kl = sum(F.kl_div(F.logsigmoid(a), F.logsigmoid(b), reduction='none', log_target=True) for a,b in ((s,t), (-s,-t)))
     return T**2 * (kl.mean() if mask is None else position_mean(kl.mean(axis), mask))
 
-# %% ../nbs/00_losses.ipynb #8fa8f287
+# %% ../nbs/00_losses.ipynb #bacab945
 def value_at(
     v, # number, or a function of training progress
     pos:float, # training progress, 0 to 1
 ):
-    "`v` at `pos`: schedules such as `SchedCos(1, 0.1)` are called, anything else is returned"
-    return v(pos) if callable(v) else v
+    "`v` at `pos`: schedules such as `SchedCos(1, 0.1)` are called, anything else is returned; ValueError if a schedule gives nan or inf"
+    if not callable(v): return v
+    res = v(pos)
+    if isinstance(res, float) and not math.isfinite(res): raise ValueError(f"the schedule {v} gives {res} at training progress {pos:.3g}: it must give a finite number everywhere from 0 to 1")
+    return res
 
 def check_param(
     name:str, # name, for the error
@@ -108,9 +111,10 @@ def check_param(
     high:float=math.inf, # largest value
     strict:bool=False, # must it be above `low`?
 ):
-    "`v` if it, or a schedule's value at progress 0, ½ and 1, is a number from `low` to `high`; else a TypeError or ValueError"
-    for pos in (0.,.5,1.):
-        o = value_at(v, pos)
+    "`v` if it is a number from `low` to `high`, or a schedule whose values are; else a TypeError or ValueError"
+    for pos in (0.,.5,1.,*(i/16 for i in range(1,16))) if callable(v) else (0.,):
+        o = v(pos) if callable(v) else v
+        if isinstance(o, Tensor) and o.requires_grad: return v  # learnt in training, within its own limits
         where = f" at training progress {pos}" if callable(v) else ""
         if isinstance(o, bool) or not isinstance(o, Real): raise TypeError(f"{name}={o!r}{where}: give a number, or a schedule of training progress such as SchedCos(1, 0.1)")
         if not (low < o if strict else low <= o) or not o <= high or math.isinf(o):
@@ -118,23 +122,26 @@ def check_param(
             raise ValueError(f"{name}={o:g}{where}: it must be finite and {lim}")
     return v
 
-# %% ../nbs/00_losses.ipynb #7516d16d
+# %% ../nbs/00_losses.ipynb #04654773
 _given = 'axis','mask','y','y1','lam'
 
 def _takes(f):
-    "Which of `_given` the function `f` takes"
+    "Which of `_given` the function `f` takes, and which of them it needs"
     ps = inspect.signature(f).parameters
-    return set(_given) if any(p.kind is p.VAR_KEYWORD for p in ps.values()) else set(_given) & set(ps)
+    needs = {k for k in _given if k in ps and ps[k].default is ps[k].empty}
+    return set(_given) if any(p.kind is p.VAR_KEYWORD for p in ps.values()) else set(_given) & set(ps), needs
 
 class DistillationLoss:
     "A loss `func` with its hyper-parameters; `weight` and each number among them may be a schedule of training progress"
     act = 'softmax' # what turns logits into probabilities: how an ensemble is averaged; None: average the logits
+    min_items = 1 # smallest batch that it makes sense of
+    needs_teacher = True # does it compare the student with a teacher?
     def __init__(self,
         func, # `func(pred, teacher_pred, **hypers)`
         weight:float=1., # factor of this term, or a schedule
         **hypers # arguments of `func`, kept as attributes
     ):
-        self.func,self.names,self.takes = func,list(hypers),_takes(func)
+        self.func,self.names,(self.takes,self.needs) = func,list(hypers),_takes(func)
         self.weight = check_param('weight', weight)
         if 'T' in hypers: check_param('T', hypers['T'], strict=True)
         for k,v in hypers.items(): setattr(self, k, v)
@@ -152,7 +159,7 @@ class DistillationLoss:
     def name(self): return getattr(getattr(self.func, 'func', self.func), '__name__', type(self.func).__name__)
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={getattr(self,k)}' for k in self.names+['weight'])})"
 
-# %% ../nbs/00_losses.ipynb #7cba349f
+# %% ../nbs/00_losses.ipynb #e618d9a2
 class SoftTarget(DistillationLoss):
     "Soft targets, `soft_target` (Hinton et al., 1503.02531); logits (B, C, *)"
     def __init__(self,
@@ -175,7 +182,7 @@ class BinarySoftTarget(DistillationLoss):
         weight:float=1. # factor of this term, or a schedule
     ): super().__init__(binary_soft_target, weight, T=T)
 
-# %% ../nbs/00_losses.ipynb #7a78f7fc
+# %% ../nbs/00_losses.ipynb #0cfd2aea
 class FunctionLoss(DistillationLoss):
     "A plain function `f(pred, teacher_pred)` as a loss; it may also take `axis`, `mask`, `y`, `y1` and `lam`; TypeError if it needs anything else"
     def __init__(self,
@@ -189,7 +196,7 @@ class FunctionLoss(DistillationLoss):
             raise TypeError(f"loss={self.name} needs the argument {odd[0]!r}, which is not among what a loss is given, {', '.join(_given)}: give it a default, or fix it with partial")
         self.T = getattr(f, 'keywords', {}).get('T', next((p.default for p in rest if p.name=='T' and p.default is not p.empty), 1.))
 
-# %% ../nbs/00_losses.ipynb #5d563fd5
+# %% ../nbs/00_losses.ipynb #f7183652
 def as_loss(
     o, # a loss, a loss class, a partial of one, or a plain function of (pred, teacher_pred)
 )->DistillationLoss:
