@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Task', 'plain_loss', 'task_of', 'score', 'chance', 'Labels']
 
-# %% ../nbs/40_task.ipynb #37896591
+# %% ../nbs/40_task.ipynb #6ba1fbb1
+import math
 from dataclasses import dataclass
 from functools import partial
 import torch
@@ -15,7 +16,7 @@ from fastai.torch_core import cast
 from .losses import BinarySoftTarget, Logits, SoftTarget, position_mean
 from torch import Tensor
 
-# %% ../nbs/40_task.ipynb #b05d6b83
+# %% ../nbs/40_task.ipynb #8d2b920a
 _kinds = dict(
     single='CrossEntropyLoss cross_entropy NLLLoss nll_loss FocalLoss LabelSmoothingCrossEntropy DiceLoss',
     binary='BCEWithLogitsLoss binary_cross_entropy_with_logits MultiLabelSoftMarginLoss multilabel_soft_margin_loss',
@@ -57,7 +58,7 @@ def task_of(
     kw = getattr(loss_func, 'keywords', {})
     return Task(kind, name, getattr(loss_func, 'axis', 1), getattr(f, 'ignore_index', kw.get('ignore_index', -100 if name=='cross_entropy' else None)))
 
-# %% ../nbs/40_task.ipynb #2ddf045a
+# %% ../nbs/40_task.ipynb #8ffd9320
 def score(
     task:Task,
     pred:Tensor, # (B, C, *)
@@ -90,7 +91,7 @@ def _score(task, out, y):
     keep = _counts(task, y)
     return (out[keep] == y[keep]).float().mean().item() if keep.any() else None
 
-# %% ../nbs/40_task.ipynb #754df8e4
+# %% ../nbs/40_task.ipynb #cd587730
 class Labels:
     "The labels of one batch: which positions count, and the task loss over the labelled ones"
     def __init__(self,
@@ -98,7 +99,7 @@ class Labels:
         y:Tensor, # labels; -1: unlabelled
         mix=None, # the MixUp or CutMix in action, whose `yb1` and `lam` are the second labels and their share
     ):
-        self.task,self.y,self.un,self.mask,self.mix = task,y,None,None,mix
+        self.task,self.y,self.raw,self.un,self.mask,self.mix = task,y,y,None,None,mix
         if task.kind == 'binary' or task.kind == 'single' and not y.is_floating_point(): self._hide(y)
 
     def _hide(self, y):
@@ -117,6 +118,19 @@ class Labels:
         self.mix.yb1 = (torch.where(un1, ig, y1), *self.mix.yb1[1:])
         lam = self.mix.lam
         self.share = 1 - (lam*self.un.float() + (1-lam)*un1.float()).mean()
+
+    def given(self,
+        shape, # of the positions, (B, *)
+    )->dict: # `mask` and `y`; under MixUp and CutMix `y1` and `lam`, too
+        "What losses are told of the labels; those of positions without a label, or ignored, are below 0"
+        res = dict(mask=self.mask if self.mask is not None and self.mask.shape==shape else None, y=self._below_0(self.raw, shape))
+        if self.mix is not None: res.update(y1=self._below_0(cast(self.mix.yb1[0], Tensor), shape), lam=self.mix.lam)
+        return res
+
+    def _below_0(self, y, shape):
+        if self.task.kind != 'single' or y.is_floating_point(): return y
+        if y.numel() == math.prod(shape): y = y.reshape(shape)  # of a table they are (B, 1)
+        return y if self.task.ignore_index is None else torch.where(y == self.task.ignore_index, -1, y)
 
     def loss(self,
         value:Tensor, # what the learner's loss function gave

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Teacher', 'merge_logits', 'Teachers']
 
-# %% ../nbs/30_teacher.ipynb #9ad97422
+# %% ../nbs/30_teacher.ipynb #4c924753
 import math
 from contextlib import nullcontext
 import torch, torch.nn.functional as F
@@ -15,7 +15,7 @@ from .layers import unwrap
 from .maps import as_stats, class_columns, class_names, eval_mode, input_size, model_output, norm_map, norm_stats, table_map, token_map, token_names
 from torch import Tensor, nn
 
-# %% ../nbs/30_teacher.ipynb #a3bd2026
+# %% ../nbs/30_teacher.ipynb #86e62f80
 class Teacher:
     "`source`, a `Learner` or a module, as a frozen predictor for the student's inputs and classes; TypeError for anything else"
     def __init__(self,
@@ -114,7 +114,7 @@ def _affine(x, m):
     scale,shift = m
     return x*scale.to(x.device) + shift.to(x.device)
 
-# %% ../nbs/30_teacher.ipynb #a5dcd0c6
+# %% ../nbs/30_teacher.ipynb #93f74f17
 def merge_logits(
     preds:list, # logits of each teacher, (B, C, *)
     weights:list=None, # weight of each, summing to 1; None: equal
@@ -130,13 +130,15 @@ def merge_logits(
     if act == 'softmax': return T*_mean_log(lambda o: F.log_softmax(o, axis))
     return T*(_mean_log(F.logsigmoid) - _mean_log(lambda o: F.logsigmoid(-o)))
 
-# %% ../nbs/30_teacher.ipynb #152ad13a
+# %% ../nbs/30_teacher.ipynb #2b178213
 class Teachers:
     "One teacher, or a list of them with weights; each a `Learner`, a module or a `Teacher`; ValueError for an empty list or odd weights"
     def __init__(self,
-        teacher, # Learner, nn.Module, Teacher, or a list of them
+        teacher, # Learner, nn.Module, Teacher, or a list of them; None: no teacher
         weights:list=None, # weight of each; scaled to sum to 1. None: equal
     ):
+        self.items,self.weights = [],[]
+        if teacher is None: return
         if isinstance(teacher, (list,tuple)) and not len(teacher): raise ValueError(f"teacher={teacher!r} is empty: give a trained Learner or nn.Module, or a list of them")
         many = listify(teacher) if isinstance(teacher, (list,tuple)) else [teacher]
         self.items = [o if isinstance(o, Teacher) else Teacher(o) for o in many]
@@ -148,6 +150,11 @@ class Teachers:
     def __len__(self): return len(self.items)
     def __iter__(self): return iter(self.items)
     def __getitem__(self, i): return self.items[i]
+
+    @property
+    def columns(self):
+        "The student's classes that are distilled, as column numbers; None: all"
+        return self.items[0].columns[0] if self.items else None
 
     def bind(self, dls, classes=True):
         "Bind each to the student's data; ValueError if they distil different classes"

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['resize_logits', 'pred_term', 'total_loss', 'EpochMeans']
 
-# %% ../nbs/48_terms.ipynb #c931e749
+# %% ../nbs/48_terms.ipynb #e22a5326
 import torch, torch.nn.functional as F
 from .losses import value_at
 from .teacher import merge_logits
 from torch import Tensor
 
-# %% ../nbs/48_terms.ipynb #bb34f33f
+# %% ../nbs/48_terms.ipynb #01a3c2f2
 def resize_logits(
     z:Tensor, # logits, (B, C, h, w); other shapes are left alone
     pred:Tensor, # the student's, (B, C, H, W)
@@ -20,22 +20,32 @@ def resize_logits(
     if z.ndim==4 and pred.ndim==4 and z.shape[-2:] != pred.shape[-2:]: return F.interpolate(z.float(), pred.shape[-2:], mode='bilinear', align_corners=False)
     return z
 
+def _only(y, columns, n):
+    "Labels `y` of `n` classes as indexes into `columns`; -1 for those that are not there"
+    if y is None or y.is_floating_point(): return y
+    to = torch.full((n,), -1, device=y.device)
+    to[columns] = torch.arange(len(columns), device=y.device)
+    return torch.where(y<0, y, to[y.clamp(0, n-1)])
+
 def pred_term(
     loss, # a loss on predictions
     pred:Tensor, # the student's logits, (B, C, *)
-    preds:list, # the logits of each teacher
+    preds:list, # the logits of each teacher; empty: no teacher
     weights:list=None, # weight of each teacher
     columns:list=None, # student classes that are distilled; None: all
     axis:int=1, # class axis
     pos:float=0., # training progress, 0 to 1
-    **given # `mask`, `y` …, for the loss
+    **given # `mask`, `y`, `y1`, `lam`, for the loss
 )->Tensor: # scalar
     "One loss on predictions; the teachers' probabilities are averaged at its temperature"
     T = value_at(getattr(loss, 'T', 1.), pos)
-    if columns is not None: pred = pred.index_select(axis, torch.tensor(columns, device=pred.device))
-    return loss(pred, merge_logits(preds, weights, T, loss.act, axis), pos=pos, axis=axis, **given)
+    if columns is not None:
+        given.update({k: _only(given[k], columns, pred.shape[axis]) for k in ('y','y1') if k in given})
+        pred = pred.index_select(axis, torch.tensor(columns, device=pred.device))
+    target = merge_logits(preds, weights, T, loss.act, axis) if preds else None
+    return loss(pred, target, pos=pos, axis=axis, **given)
 
-# %% ../nbs/48_terms.ipynb #29c81dbc
+# %% ../nbs/48_terms.ipynb #d746fe11
 def total_loss(
     task:Tensor, # task loss; None: no labels
     kd:Tensor, # sum of the distillation terms; None: not computed
@@ -46,7 +56,7 @@ def total_loss(
     parts = [w*o for w,o in ((hard_weight,task), (weight,kd)) if w and o is not None]
     return sum(parts) if parts else None
 
-# %% ../nbs/48_terms.ipynb #6c6d3d55
+# %% ../nbs/48_terms.ipynb #cdb34f3f
 class EpochMeans:
     "Means of named scalars over the items of an epoch, kept on their device"
     def __init__(self): self.sums,self.n = {},{}

@@ -6,7 +6,7 @@ import pytest
 from fastai.callback.all import *
 
 from fastkd.callback import KnowledgeDistillation
-from fastkd.feature_losses import Attention, FitNet
+from fastkd.feature_losses import Attention, FeatureLoss, FitNet
 from fastkd.features import FeaturePairs
 from fastkd.losses import SoftTarget
 from helpers import *
@@ -58,7 +58,7 @@ def kd_by_hand(learn, teacher):
         z,zt = s[2:](s1),t[2:](t1)
         p,q = (zt/4).softmax(1),(z/4).softmax(1)
         soft = 16*(p*(p/q).log()).sum(1).mean()
-        hint = ((learn.knowledge_distillation.features.adapters[2](s1)-t1)**2).mean()
+        hint = ((learn.knowledge_distillation.features.modules[1][0](s1)-t1)**2).mean()
         return soft + 1000*(attention_by_hand(s0,t0)+attention_by_hand(s1,t1)) + 100*hint
 
 def clean(learn, teacher): return n_hooks(learn.model)==0 and n_hooks(teacher.model)==0
@@ -144,16 +144,16 @@ class Moves(Callback):
 
 @pytest.mark.parametrize('mode', ['fp16','bf16'])
 def test_mixed_precision_losses_in_float32_and_close_to_full_precision(dls, teacher, mode, monkeypatch):
-    seen,canonical,pair_loss = [],FeaturePairs.canonical,FeaturePairs.pair_loss
+    seen,canonical,pairs_loss = [],FeaturePairs.canonical,FeatureLoss.pairs_loss
     def _canonical(self, fs, ft):
         seen.append({f.dtype for f in (*fs,*ft)})
         return canonical(self, fs, ft)
-    def _pair_loss(self, i, pairs, pos):
-        res = pair_loss(self, i, pairs, pos)
+    def _pairs_loss(self, modules, pairs, pos=0.):
+        res = pairs_loss(self, modules, pairs, pos)
         if torch.is_grad_enabled(): eq(({o.dtype for p in pairs for o in p}, res.dtype, torch.is_autocast_enabled('cpu')), ({torch.float32}, torch.float32, False))
         return res
     monkeypatch.setattr(FeaturePairs, 'canonical', _canonical)
-    monkeypatch.setattr(FeaturePairs, 'pair_loss', _pair_loss)
+    monkeypatch.setattr(FeatureLoss, 'pairs_loss', _pairs_loss)
     def run(*cbs):
         learn,kd = distilled(fixed(dls, 16), teacher, Moves(), *cbs, opt_func=partial(SGD, mom=.9))
         learn.fit(2, 1e-3)

@@ -235,10 +235,10 @@ def test_adapters_are_trained_and_are_not_the_students():
     learn = distilled(FitNet([('1','1')]), weight=1.)
     one_batch_loss(learn)
     kd = learn.knowledge_distillation
-    w = kd.features.adapters[0].weight.detach().clone()
+    w = kd.features.modules[0][0].weight.detach().clone()
     names = set(learn.model.state_dict())
     learn.fit(2, 1e-2)
-    assert (kd.features.adapters[0].weight - w).abs().max() > 1e-3
+    assert (kd.features.modules[0][0].weight - w).abs().max() > 1e-3
     assert set(learn.model.state_dict()) == names and sum(map(len, learn.opt.param_lists)) == len(list(learn.model.parameters()))
     h = kd.history
     assert h.fitnet.iloc[-1] < h.fitnet.iloc[0]
@@ -255,12 +255,12 @@ def test_lr_find_gives_the_adapters_back():
     learn = distilled([SoftTarget(), FitNet([('1','1')])])
     learn.fit(1)
     kd = learn.knowledge_distillation
-    before = state(kd.features.adapters)
+    before = state(kd.features.modules)
     n = len(kd.history)
     learn.lr_find(show_plot=False, num_it=10)
-    assert same_state(before, kd.features.adapters.state_dict()) and len(kd.history) == n
+    assert same_state(before, kd.features.modules.state_dict()) and len(kd.history) == n
     learn.fit(1, 1e-2)
-    assert not same_state(before, kd.features.adapters.state_dict())
+    assert not same_state(before, kd.features.modules.state_dict())
 
 # columns and history
 def test_columns_and_history():

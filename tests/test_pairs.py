@@ -173,3 +173,11 @@ def test_pairing_leaves_models_and_random_numbers():
     assert [[m.training for m in o.modules()] for o in (s,t)]==before[0] and torch.get_rng_state().equal(rng['torch_state'])
     assert all(b[k].equal(v) for o,b in zip((s,t),before[1]) for k,v in o.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for o in (s,t) for m in o.modules())
+
+def test_before_the_activation_that_ends_a_stage():
+    "The last ReLU of a torchvision block runs twice; a ViT has none"
+    net = tv.resnet18(num_classes=5).eval()
+    x = torch.randn(2,3,64,64)
+    assert before_activation(net, ['layer1','layer2.0','conv1'], x) == ['layer1.1.relu:in','layer2.0.relu:in','conv1']
+    with Taps(net, ['layer1.1.relu:in','layer1'], clone=[0]) as taps: net(x)
+    assert taps.stored[0].relu().equal(taps.stored[1]) and taps.stored[0].min()<0

@@ -132,7 +132,7 @@ def test_outputs_that_are_not_a_tensor(out): assert torch.equal(model_output(out
     (nn.Linear, TypeError, 'teacher=Linear is a class'),
     ('teacher.pkl', TypeError, "teacher='teacher.pkl' is a str"),
     ([nn.Linear(1,1), 'b'], TypeError, "teacher='b'"),
-    (None, TypeError, 'teacher=None'),
+    ([None], TypeError, 'teacher=None'),
     (lambda x: x, TypeError, 'function'),
 ])
 def test_not_a_teacher(o, err, text):
