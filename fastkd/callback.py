@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['KnowledgeDistillation']
 
-# %% ../nbs/50_callback.ipynb #4567562e
+# %% ../nbs/50_callback.ipynb #09e959e3
 import copy, math, warnings
 import pandas as pd, torch, torch.distributed as dist
 from fastai.callback.mixup import MixHandler
-from fastai.learner import join_path_file
 from fastai.torch_core import cast
 from fastcore.basics import PrettyString
-from .attached import DistillationColumns, StaysHere
+from .attached import DistillationColumns, TrainsAdapters
 from .checks import check_batches, check_features, check_labels, check_losses, check_models, check_preds, measure, scores, student_pred, valid_batch, verdicts
 from .describe import summary_lines
 from .feature_losses import FeatureLoss
@@ -25,8 +24,8 @@ from .teacher import Teachers, merge_logits
 from .terms import EpochMeans, pred_term, resize_logits, total_loss
 from torch import Tensor, nn
 
-# %% ../nbs/50_callback.ipynb #b18ac727
-class KnowledgeDistillation(StaysHere):
+# %% ../nbs/50_callback.ipynb #e9ce3755
+class KnowledgeDistillation(TrainsAdapters):
     "Train the learner's model as the student of `teacher`; see `summary` for what is done"
     order,run_valid,_shared = MixHandler.order+.5,False,('teachers','losses','terms')
     def __init__(self,
@@ -44,7 +43,7 @@ class KnowledgeDistillation(StaysHere):
         self.hard_weight = None if hard_weight is None else check_param('hard_weight', hard_weight)
         self.rows,self.row,self.no_labels,self.fits,self.terms = [],None,False,0,None
         self.features = self.taps = self.adapter_opt = self.saved = self.pending = self.labels = self.teacher_preds = self.checked = None
-        self.means,self.col_helper,self.fresh,self.first = EpochMeans(),DistillationColumns(self),True,True
+        self.means,self.col_helper,self.learnt,self.fresh,self.first = EpochMeans(),DistillationColumns(self),nn.ModuleDict(),True,True
 
     # Attaching: `add_cb` sets `learn`; `remove_cb`, also at the end of an interrupted `fit(cbs=…)`, sets it to None
     @property
@@ -116,8 +115,18 @@ class KnowledgeDistillation(StaysHere):
         pred,preds = student_pred(self.model, b[0]),self.teachers(b[0], self.task.axis)
         self._check_preds(pred, preds)
         check_batches(self.dls.train, self.terms, pred, self.task.axis)
+        if len(pred) > 1: self._try(pred, preds, b[1])
         r = self._scores(b[1], preds, pred)
         for v in verdicts(r, measure(self.task)) if r else []: warnings.warn(v, stacklevel=2)
+
+    def _try(self, pred, preds, yb):
+        "What a loss on predictions cannot do is an error before the first step"
+        labels = Labels(self.task, yb[0]) if len(yb) and isinstance(yb[0], Tensor) else None
+        for l in self.terms:
+            if isinstance(l, FeatureLoss) or l.needs and labels is None: continue
+            with torch.no_grad(): pred_term(l, pred, preds, self.teachers.weights, self.teachers.columns, self.task.axis, 0., **self._given(labels, pred))
+
+    def _given(self, labels, pred): return labels.given(pred.movedim(self.task.axis, -1).shape[:-1] if pred.ndim>1 else pred.shape) if labels else {}
 
     def _scores(self, yb, preds, s_pred):
         "Of the teachers and the student; None where there are no labels, or the teachers miss some classes"
@@ -174,7 +183,7 @@ class KnowledgeDistillation(StaysHere):
         self.teacher_preds = preds = [resize_logits(z, pred) for z in self.teachers(xb, axis, taps and taps[1])]
         if self.first: self._check_preds(pred, preds)
         self.first = False
-        given = self.labels.given(pred.movedim(axis, -1).shape[:-1] if pred.ndim>1 else pred.shape) if self.labels else {}
+        given = self._given(self.labels, pred)
         by_feature = iter(self.features(fs, taps[1].pop(), pos, items) if taps else ())
         each = [next(by_feature) if isinstance(l, FeatureLoss) else pred_term(l, pred, preds, self.teachers.weights, cols, axis, pos, **given) for l in self.terms]
         return [value_at(l.weight, pos)*o for l,o in zip(self.terms, each)]
@@ -222,47 +231,6 @@ class KnowledgeDistillation(StaysHere):
         self.features,self.adapter_opt,sd = self.saved
         self.saved = None
         self.load_state_dict(sd)
-
-    # Saving
-    def state_dict(self):
-        "What is trained beside the student (adapters, learnt temperatures), its optimiser, and the history: tensors, numbers, lists and dicts"
-        return dict(modules=self.features.modules.state_dict() if self.features else {}, learnt=self.learnt.state_dict(),
-                    opt=self.adapter_opt.opt.state_dict() if self.adapter_opt else {}, rows=self.rows, fits=self.fits)
-
-    def load_state_dict(self,
-        sd:dict, # from `state_dict`; adapters that are not made yet get it when they are
-        with_opt:bool=True, # the optimiser's state, too?
-    ):
-        "Take over `sd`; ValueError where its adapters have other shapes"
-        self.rows,self.fits,self.pending = list(sd.get('rows', self.rows)),sd.get('fits', self.fits),None
-        try:
-            if sd['learnt']: self.learnt.load_state_dict(sd['learnt'])
-            if sd['modules'] and self.features: self.features.modules.load_state_dict(sd['modules'])
-        except RuntimeError as e: raise ValueError(f"the saved adapters do not fit these losses, layers or models: {e}") from e
-        if sd['modules'] and not self.features or sd['opt'] and with_opt and not self.adapter_opt: self.pending = sd if with_opt else {**sd, 'opt':{}}
-        elif sd['opt'] and with_opt: self.adapter_opt.opt.load_state_dict(sd['opt'])
-
-    def save_adapters(self,
-        file, # name or path; as in `Learner.save`, in `learn.path/learn.model_dir`, with the ending `.pth`
-    ):
-        "Save what is trained beside the student, and its optimiser, which `learn.save` and `learn.export` leave out; ValueError where there is nothing"
-        sd = {k:v for k,v in self.state_dict().items() if k not in ('rows','fits')}
-        if not (sd['modules'] or sd['learnt']): raise ValueError("save_adapters: there is nothing to save: the losses train no adapters, or no batch has been seen yet")
-        return torch.save(sd, path := self._file(file)) or path
-
-    def load_adapters(self,
-        file, # as for `save_adapters`
-        with_opt:bool=True, # the optimiser's state, too?
-    ):
-        "Load what `save_adapters` saved; ValueError where it does not fit"
-        self._bind(self.learn)
-        self.load_state_dict(torch.load(self._file(file), map_location=next(self.learn.model.parameters()).device, weights_only=True), with_opt)
-
-    def _file(self, file):
-        if self.learn is None: raise ValueError("this KnowledgeDistillation is in no learner: pass it as cbs, or to learn.add_cb, first")
-        path = join_path_file(file, self.learn.path/self.learn.model_dir, ext='.pth')
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
 
     # What users look at
     @property

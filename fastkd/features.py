@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['FeaturePairs', 'item_numbers', 'AdapterOpt']
 
-# %% ../nbs/45_features.ipynb #541e1cd3
+# %% ../nbs/45_features.ipynb #f3e37b5e
 from types import SimpleNamespace
 import torch, torch.distributed as dist
 from fastai.optimizer import OptimWrapper
+from fastcore.foundation import L
 from .layers import Taps, channel_axes, channel_axis, plain_name, resolve_layers, to_channels_first, unwrap
 from .maps import eval_mode, keep_rng
 from .pairs import before_activation, pair_layers
 from torch import Tensor, nn
 
-# %% ../nbs/45_features.ipynb #84113717
+# %% ../nbs/45_features.ipynb #b39965d7
 class FeaturePairs:
     "The pairs of layers that `losses` compare in `student` and `teacher`, with their adapters; ValueError where they cannot be compared"
     def __init__(self,
@@ -103,7 +104,7 @@ class FeaturePairs:
         texts = [f"{s} {_shape(a)} ↔ {t} {_shape(b)}" for (s,t),(a,b) in zip(self.pairs_of[i], self.split(self.shapes)[i])]
         mods = self.modules[i]
         if loss.pairwise: return [f"{o}, adapter: {_adapter_text(m)}" for o,m in zip(texts, mods)]
-        return texts + ([f"trained along: {_n_params(mods)}"] if _n_params(mods) else [])
+        return texts + ([f"trained along: {_n_params(mods)} parameters"] if _n_params(mods) else [])
 
 def _axes(model, names, feats, x):
     "The channel axis of each feature; an activation's is that of the layer before it"
@@ -115,7 +116,7 @@ def _shape(s): return '×'.join(map(str, s))
 def _n_params(m): return sum(p.numel() for p in m.parameters())
 def _adapter_text(m): return 'none' if isinstance(m, nn.Identity) else f"{m}, {_n_params(m)} parameters" if len(str(m))<100 else f"{type(m).__name__}, {_n_params(m)} parameters"
 
-# %% ../nbs/45_features.ipynb #48fd6f17
+# %% ../nbs/45_features.ipynb #891c0752
 def item_numbers(
     dl, # fastai `DataLoader`, while it is iterated over
     i:int, # number of the batch
@@ -128,7 +129,7 @@ def item_numbers(
     if len(res) != n: raise ValueError(f"dls: batch {i} has {n} items, but the order of the epoch gives {len(res)}: items that are skipped or added on the way have no number; use a loss without a memory of items")
     return torch.as_tensor(res)
 
-# %% ../nbs/45_features.ipynb #07b828e3
+# %% ../nbs/45_features.ipynb #e83bbc10
 class AdapterOpt:
     "An optimiser for `params` of the same kind as the learner's"
     def __init__(self,
@@ -150,6 +151,14 @@ class AdapterOpt:
         self.opt.set_hyper('lr', float(lr))
         self.opt.step() if scaler is None else scaler.step(self.opt)
         self.clear()
+
+    def state_dict(self):
+        "The optimiser's state, of tensors, numbers, lists and dicts"
+        return {k: list(v) if isinstance(v, L) else v for k,v in self.opt.state_dict().items()}
+
+    def load_state_dict(self, sd:dict): # from `state_dict`
+        "Take over `sd`"
+        self.opt.load_state_dict({k: L(v) if k=='hypers' else v for k,v in sd.items()})
 
     def clear(self):
         "Drop the gradients"
