@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['unwrap', 'is_compiled', 'plain_name', 'resolve_layers', 'first_tensor', 'trace_layers', 'layer_names', 'channel_axis',
-           'channel_axes', 'to_channels_first', 'Taps', 'match_maps', 'make_adapter']
+           'channel_axes', 'to_channels_first', 'Taps', 'to_grid', 'match_maps', 'make_adapter']
 
-# %% ../nbs/20_layers.ipynb #919ae627
+# %% ../nbs/20_layers.ipynb #7422b00f
 from contextlib import ExitStack, contextmanager, nullcontext
 from difflib import get_close_matches
 from fastai.basics import *
 
-# %% ../nbs/20_layers.ipynb #25307c9e
+# %% ../nbs/20_layers.ipynb #f5c4e6fc
 _parallel = nn.DataParallel, nn.parallel.DistributedDataParallel
 
 def unwrap(
@@ -22,14 +22,14 @@ def unwrap(
     while inner := model._modules.get('_orig_mod') or (isinstance(model, _parallel) and model.module): model = inner
     return model
 
-# %% ../nbs/20_layers.ipynb #eaefa314
+# %% ../nbs/20_layers.ipynb #3cdc69b7
 def is_compiled(
     model:nn.Module # Any model
 )->bool:
     "Is `model`, or a part of it, compiled by `torch.compile` or `model.compile()`?"
     return any(isinstance(m, torch._dynamo.OptimizedModule) or getattr(m, '_compiled_call_impl', None) is not None for m in model.modules())
 
-# %% ../nbs/20_layers.ipynb #e7916c5d
+# %% ../nbs/20_layers.ipynb #f8d70d6f
 def plain_name(
     name:str # Layer name, perhaps with `:in`
 )->str: # The layer's own name
@@ -53,7 +53,7 @@ def _unknown(name, layers, arg):
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ''
     return f"{arg}={name!r}: the model has no such layer; {hint}`layer_names(model, x)` lists them all"
 
-# %% ../nbs/20_layers.ipynb #532a20af
+# %% ../nbs/20_layers.ipynb #aca692d0
 def first_tensor(
     o # What a module returned
 ): # `Tensor` or `None`
@@ -111,7 +111,7 @@ def layer_names(
     "The layers of `model` with the shapes that they return for `x`; the model is left as it was"
     return {c.name:tuple(c.out.shape) for c in trace_layers(model, x) if c.out is not None}
 
-# %% ../nbs/20_layers.ipynb #16c3aaaa
+# %% ../nbs/20_layers.ipynb #77c2f4a3
 _known = [(nn.modules.conv._ConvNd,'out_channels',1), (nn.modules.batchnorm._NormBase,'num_features',1), (nn.GroupNorm,'num_channels',1),
           (nn.Linear,'out_features',-1), (nn.Embedding,'embedding_dim',-1)]
 
@@ -163,7 +163,7 @@ def to_channels_first(
     "The feature `f` with its channels on the second axis"
     return f if axis in (1,1-f.ndim) else f.movedim(axis, 1)
 
-# %% ../nbs/20_layers.ipynb #8ac67d72
+# %% ../nbs/20_layers.ipynb #6203ac11
 def _version(t): return None if t.is_inference() else t._version
 
 class Taps:
@@ -246,9 +246,12 @@ class Taps:
         if self._undo: self._undo()
         self._undo = None
 
-# %% ../nbs/20_layers.ipynb #96fe2710
-def _to_grid(f, size):
-    "Tokens (B,C,N) as a map (B,C,h,w) of about the aspect of `size`, less 0 to 5 prefix tokens; `None` if there is no such grid"
+# %% ../nbs/20_layers.ipynb #ef04f750
+def to_grid(
+    f:Tensor, # Tokens, (B, C, N)
+    size # (H, W) with the aspect of the image
+): # (B, C, h, w), or `None` if there is no such grid
+    "Tokens as a map of about the aspect of `size`, less 0 to 5 prefix tokens"
     H,W = size
     def grid(n): h = round((n*H/W)**.5); return (h,n//h) if h and n%h==0 else (0,0)
     def exact(h, w): return h and h*W==w*H
@@ -276,15 +279,15 @@ def match_maps(
     "Student and teacher features with equal positions: the larger averaged to the smaller, tokens as a grid beside a map"
     a,b = fs,ft
     if min(a.ndim,b.ndim)==2: a,b = (o.flatten(2).mean(2) if o.ndim>2 else o for o in (a,b))
-    elif (a.ndim,b.ndim)==(3,4): a = _to_grid(a, b.shape[2:])
-    elif (a.ndim,b.ndim)==(4,3): b = _to_grid(b, a.shape[2:])
+    elif (a.ndim,b.ndim)==(3,4): a = to_grid(a, b.shape[2:])
+    elif (a.ndim,b.ndim)==(4,3): b = to_grid(b, a.shape[2:])
     elif a.ndim==b.ndim==3 and a.shape[2]!=b.shape[2]: a,b = _drop_prefix(a, b)
     if a is None or b is None or a.ndim!=b.ndim or not 2<=a.ndim<=5 or a.shape[0]!=b.shape[0]:
         raise ValueError(f"the features {tuple(fs.shape)} and {tuple(ft.shape)} cannot be matched; pair layers whose outputs have like positions")
     size = torch.Size(map(min, a.shape[2:], b.shape[2:]))
     return _pool(a, size),_pool(b, size)
 
-# %% ../nbs/20_layers.ipynb #3aa4e492
+# %% ../nbs/20_layers.ipynb #687eece9
 def make_adapter(
     fs_shape, # Shape of the student feature, (B, Cs, *)
     ft_shape # Shape of the teacher feature, (B, Ct, *), positions as the student's

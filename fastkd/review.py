@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['review_kd', 'ABF', 'ReviewFusion', 'ReviewKD']
 
-# %% ../nbs/15_review.ipynb #f5d3cb0f
+# %% ../nbs/15_review.ipynb #b0774379
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from .feature_losses import FeatureLoss
-from .layers import _to_grid, match_maps
+from .layers import to_grid, match_maps
 from .losses import full_precision
 
-# %% ../nbs/15_review.ipynb #0d125f00
+# %% ../nbs/15_review.ipynb #f1b86dc9
 @full_precision
 def review_kd(
     fs:Tensor, # student features, after the fusion, (B, C, *)
@@ -27,7 +27,7 @@ def review_kd(
     ws = [.5**i for i in range(len(ds))]
     return sum(w*o.pow(2).mean() for w,o in zip(ws, ds)) / sum(ws)
 
-# %% ../nbs/15_review.ipynb #ea35007f
+# %% ../nbs/15_review.ipynb #01ec1e5a
 def _conv_norm(n, ci, co, k):
     conv = getattr(nn, f'Conv{n}d')(ci, co, k, padding=k//2, bias=False)
     nn.init.kaiming_uniform_(conv.weight, a=1)
@@ -68,7 +68,7 @@ class ReviewFusion(nn.Module):
         self.abfs = nn.ModuleList(ABF(s.ndim-2, s.shape[1], mid, t.shape[1], fuse=i<last) for i,(s,t) in enumerate(pairs))
 
     def _grid(self, f):
-        grid = _to_grid(f, self.image_size) if self.image_size and f.ndim==3 else None
+        grid = to_grid(f, self.image_size) if self.image_size and f.ndim==3 else None
         return f if grid is None else grid
 
     def stages(self, pairs):
