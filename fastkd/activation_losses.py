@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['activation_boundaries', 'ActivationBoundaries', 'batchnorm_margin', 'ofd', 'OFD']
 
-# %% ../nbs/13_activation_losses.ipynb #380e2dd7
+# %% ../nbs/13_activation_losses.ipynb #aae7be9e
 import math
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from .feature_losses import FeatureLoss, check_pair
 from .layers import match_maps, plain_name, trace_layers
 from .losses import check_param, full_precision
 
-# %% ../nbs/13_activation_losses.ipynb #46ec478a
+# %% ../nbs/13_activation_losses.ipynb #88049bf1
 @full_precision
 def activation_boundaries(
     fs:Tensor, # student features before the activation, after the adapter, (B, C, *)
@@ -34,7 +34,7 @@ class ActivationBoundaries(FeatureLoss):
         weight:float=50. # factor of this term, or a schedule
     ): super().__init__(activation_boundaries, layers, weight, margin=check_param('margin', margin, strict=True))
 
-# %% ../nbs/13_activation_losses.ipynb #488dc9f1
+# %% ../nbs/13_activation_losses.ipynb #3d0a857f
 def batchnorm_margin(
     bn:nn.Module, # BatchNorm, trained or frozen
 )->Tensor: # (C,), at most 0
@@ -60,7 +60,7 @@ def _last_batchnorm(root, name, n):
     last = next((c.module for c in before if _own(c.module)), None)
     return last if _is_bn(last) and last.running_mean.numel()==n else None
 
-# %% ../nbs/13_activation_losses.ipynb #304ce4c1
+# %% ../nbs/13_activation_losses.ipynb #bac59b3f
 def _mean_negative(f): # (C,)
     f = f.transpose(0, 1).flatten(1)
     return f.clamp(max=0).sum(1) / (f<0).sum(1).clamp(min=1)

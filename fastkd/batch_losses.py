@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['dist', 'DIST', 'batch_gram', 'class_gram', 'multi_level', 'MultiLevel']
 
-# %% ../nbs/02_batch_losses.ipynb #d04a78fd
+# %% ../nbs/02_batch_losses.ipynb #4a935c4d
 from torch import Tensor
 from .losses import DistillationLoss, _check_logits, check_param, full_precision, soft_target
 
-# %% ../nbs/02_batch_losses.ipynb #de4e6e61
+# %% ../nbs/02_batch_losses.ipynb #7755812d
 def _items(pred, teacher_pred, axis, mask):
     "The logits of the positions that count, (N, C) each"
     _check_logits(pred, teacher_pred, axis)
@@ -18,7 +18,7 @@ def _items(pred, teacher_pred, axis, mask):
     if mask.shape != s.shape[:-1]: raise ValueError(f"mask has shape {tuple(mask.shape)}, but there is one value per position, {tuple(s.shape[:-1])}: give a mask of that shape")
     return s[mask],t[mask]
 
-# %% ../nbs/02_batch_losses.ipynb #c7ed53b0
+# %% ../nbs/02_batch_losses.ipynb #e5202e3e
 def _pearson(a, b, dim):
     a,b = a - a.mean(dim, keepdim=True),b - b.mean(dim, keepdim=True)
     return (a*b).sum(dim) / (a.norm(dim=dim)*b.norm(dim=dim) + 1e-8)
@@ -52,7 +52,7 @@ class DIST(DistillationLoss):
         weight:float=2. # factor of this term, or a schedule
     ): super().__init__(dist, weight, beta=check_param('beta', beta), gamma=check_param('gamma', gamma), T=T)
 
-# %% ../nbs/02_batch_losses.ipynb #4b27705d
+# %% ../nbs/02_batch_losses.ipynb #e39a0c18
 def _gram_distance(a, b):
     "Squared difference of the Gram matrices of the rows of `a` and `b`"
     if len(a) <= a.shape[1]: return (a@a.T - b@b.T).pow(2).sum()
@@ -84,7 +84,7 @@ def class_gram(
     s,t = _items(pred, teacher_pred, axis, mask)
     return _gram_distance((s/T).softmax(1).T, (t/T).softmax(1).T) / s.shape[1]
 
-# %% ../nbs/02_batch_losses.ipynb #0a90b5dc
+# %% ../nbs/02_batch_losses.ipynb #3e66cef5
 @full_precision
 def multi_level(
     pred:Tensor, # student logits, (B, C, *)

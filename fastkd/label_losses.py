@@ -6,12 +6,12 @@
 __all__ = ['label_mean', 'decoupled_kd', 'DecoupledKD', 'normalized_kd', 'NormalizedKD', 'weighted_soft_label',
            'WeightedSoftLabel', 'teacher_free', 'TeacherFree']
 
-# %% ../nbs/01_label_losses.ipynb #aa2782b0
+# %% ../nbs/01_label_losses.ipynb #a2c78a82
 import math, torch, torch.nn.functional as F
 from torch import Tensor
 from .losses import DistillationLoss, _check_logits, check_param, full_precision, standardize_logits
 
-# %% ../nbs/01_label_losses.ipynb #1e447da9
+# %% ../nbs/01_label_losses.ipynb #9d80c65f
 def _share(lam, y):
     lam = torch.as_tensor(lam, device=y.device)
     if lam.numel() not in (1, len(y)): raise ValueError(f"lam has shape {tuple(lam.shape)} for {len(y)} items: give one number per item, as MixUp does, or a single one, as CutMix does")
@@ -40,7 +40,7 @@ def label_mean(
     total,n = sum((w*v).sum() for w,v,_ in parts),sum((w*c).sum() for w,_,c in parts)
     return total / torch.where(n>0, n, 1)
 
-# %% ../nbs/01_label_losses.ipynb #2fd06613
+# %% ../nbs/01_label_losses.ipynb #e1bee3bc
 def _is_label(y, z):
     "Which class is the label? (B, *, C) bool for labels (B, *) and logits `z` (B, *, C)"
     if y.shape != z.shape[:-1]: raise ValueError(f"y has shape {tuple(y.shape)}, but there is one label per position, {tuple(z.shape[:-1])}: give labels of that shape")
@@ -66,7 +66,7 @@ def _with_others(name, pred, teacher_pred, axis):
     if pred.shape[axis] < 3: raise ValueError(f"{name} compares the classes other than the label, and with 2 classes there is only one: use SoftTarget")
     return pred.movedim(axis, -1),teacher_pred.movedim(axis, -1)
 
-# %% ../nbs/01_label_losses.ipynb #62225626
+# %% ../nbs/01_label_losses.ipynb #4fb8d217
 @full_precision
 def decoupled_kd(
     pred:Tensor, # student logits, (B, C, *)
@@ -102,7 +102,7 @@ class DecoupledKD(DistillationLoss):
     ):
         super().__init__(decoupled_kd, weight, alpha=check_param('alpha', alpha), beta=check_param('beta', beta), T=T, standardize=standardize)
 
-# %% ../nbs/01_label_losses.ipynb #e04a92a2
+# %% ../nbs/01_label_losses.ipynb #ee43621c
 @full_precision
 def normalized_kd(
     pred:Tensor, # student logits, (B, C, *)
@@ -131,7 +131,7 @@ class NormalizedKD(DistillationLoss):
         weight:float=1. # factor of this term, or a schedule
     ): super().__init__(normalized_kd, weight, gamma=check_param('gamma', gamma), T=T)
 
-# %% ../nbs/01_label_losses.ipynb #f07e24e4
+# %% ../nbs/01_label_losses.ipynb #b46bba56
 @full_precision
 def weighted_soft_label(
     pred:Tensor, # student logits, (B, C, *)
@@ -160,7 +160,7 @@ class WeightedSoftLabel(DistillationLoss):
         weight:float=2.5 # factor of this term, or a schedule
     ): super().__init__(weighted_soft_label, weight, T=T)
 
-# %% ../nbs/01_label_losses.ipynb #94eb562d
+# %% ../nbs/01_label_losses.ipynb #0a284d2b
 @full_precision
 def teacher_free(
     pred:Tensor, # student logits, (B, C, *)

@@ -7,7 +7,7 @@ __all__ = ['full_precision', 'position_mean', 'standardize_logits', 'soft_target
            'check_param', 'DistillationLoss', 'SoftTarget', 'Logits', 'BinarySoftTarget', 'FunctionLoss', 'as_loss',
            'as_losses']
 
-# %% ../nbs/00_losses.ipynb #62bd67a5
+# %% ../nbs/00_losses.ipynb #c875c358
 import inspect, math
 from functools import partial, wraps
 from numbers import Real
@@ -15,7 +15,7 @@ import torch, torch.nn.functional as F
 from fastcore.basics import listify
 from torch import Tensor
 
-# %% ../nbs/00_losses.ipynb #f8750bb0
+# %% ../nbs/00_losses.ipynb #1956fb16
 def full_precision(f):
     "Decorator: run `f` outside autocast, its half-precision tensors turned to float32"
     def _up(o): return o.float() if isinstance(o, Tensor) and o.dtype in (torch.float16, torch.bfloat16) else o
@@ -25,7 +25,7 @@ def full_precision(f):
         with torch.autocast(dev, enabled=False): return f(*map(_up, args), **{k:_up(v) for k,v in kwargs.items()})
     return _inner
 
-# %% ../nbs/00_losses.ipynb #8894b69a
+# %% ../nbs/00_losses.ipynb #5b8f3df7
 def position_mean(
     x:Tensor, # one value per position, (B, *)
     mask:Tensor=None, # positions that count, (B, *) bool; None: all
@@ -41,7 +41,7 @@ def _check_logits(pred, teacher_pred, axis, low=2):
     if low>1 and pred.shape[axis] < low:
         raise ValueError(f"pred has {pred.shape[axis]} class on axis {axis} of {tuple(pred.shape)}, and a softmax over it is constant: use BinarySoftTarget for a single logit, Logits for regression")
 
-# %% ../nbs/00_losses.ipynb #12b9b84f
+# %% ../nbs/00_losses.ipynb #b57ad559
 def standardize_logits(
     z:Tensor, # logits, (B, C, *)
     axis:int=1, # class axis
@@ -65,7 +65,7 @@ def soft_target(
     s,t = F.log_softmax(pred/T, axis),F.log_softmax(teacher_pred/T, axis)
     return T**2 * position_mean(F.kl_div(s, t, reduction='none', log_target=True).sum(axis), mask)
 
-# %% ../nbs/00_losses.ipynb #503d4b6f
+# %% ../nbs/00_losses.ipynb #fd3d8067
 @full_precision
 def logits(
     pred:Tensor, # student logits or outputs, (B, C, *)
@@ -78,7 +78,7 @@ def logits(
     d = F.mse_loss(pred, teacher_pred, reduction='none')
     return d.mean() if mask is None else position_mean(d if d.ndim==1 else d.mean(axis), mask)
 
-# %% ../nbs/00_losses.ipynb #21878d09
+# %% ../nbs/00_losses.ipynb #09002de9
 @full_precision
 def binary_soft_target(
     pred:Tensor, # student logits, (B, C, *) or (B,)
@@ -93,7 +93,7 @@ def binary_soft_target(
     kl = sum(F.kl_div(F.logsigmoid(a), F.logsigmoid(b), reduction='none', log_target=True) for a,b in ((s,t), (-s,-t)))
     return T**2 * (kl.mean() if mask is None else position_mean(kl if kl.ndim==1 else kl.mean(axis), mask))
 
-# %% ../nbs/00_losses.ipynb #e8a124a7
+# %% ../nbs/00_losses.ipynb #cbaa6ce9
 def value_at(
     v, # number, or a function of training progress
     pos:float, # training progress, 0 to 1
@@ -122,7 +122,7 @@ def check_param(
             raise ValueError(f"{name}={o:g}{where}: it must be finite and {lim}")
     return v
 
-# %% ../nbs/00_losses.ipynb #79f251a1
+# %% ../nbs/00_losses.ipynb #76e6358a
 _given = 'axis','mask','y','y1','lam'
 
 def _takes(f):
@@ -159,7 +159,7 @@ class DistillationLoss:
     def name(self): return getattr(getattr(self.func, 'func', self.func), '__name__', type(self.func).__name__)
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={getattr(self,k)}' for k in self.names+['weight'])})"
 
-# %% ../nbs/00_losses.ipynb #55e405fe
+# %% ../nbs/00_losses.ipynb #0a6e2565
 class SoftTarget(DistillationLoss):
     "Soft targets, `soft_target` (Hinton et al., 1503.02531); logits (B, C, *)"
     def __init__(self,
@@ -182,7 +182,7 @@ class BinarySoftTarget(DistillationLoss):
         weight:float=1. # factor of this term, or a schedule
     ): super().__init__(binary_soft_target, weight, T=T)
 
-# %% ../nbs/00_losses.ipynb #4e63da14
+# %% ../nbs/00_losses.ipynb #208493c0
 class FunctionLoss(DistillationLoss):
     "A plain function `f(pred, teacher_pred)` as a loss; it may also take `axis`, `mask`, `y`, `y1` and `lam`; TypeError if it needs anything else"
     def __init__(self,
@@ -196,7 +196,7 @@ class FunctionLoss(DistillationLoss):
             raise TypeError(f"loss={self.name} needs the argument {odd[0]!r}, which is not among what a loss is given, {', '.join(_given)}: give it a default, or fix it with partial")
         self.T = getattr(f, 'keywords', {}).get('T', next((p.default for p in rest if p.name=='T' and p.default is not p.empty), 1.))
 
-# %% ../nbs/00_losses.ipynb #d61d9db2
+# %% ../nbs/00_losses.ipynb #c628e001
 def as_loss(
     o, # a loss, a loss class, a partial of one, or a plain function of (pred, teacher_pred)
 )->DistillationLoss:

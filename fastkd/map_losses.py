@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['nst', 'NST', 'fsp', 'FSP', 'factor_transfer', 'FactorTransfer', 'channel_wise', 'ChannelWise']
 
-# %% ../nbs/12_map_losses.ipynb #c82ffdab
+# %% ../nbs/12_map_losses.ipynb #d1820ef9
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from .feature_losses import FeatureLoss, check_pair
 from .layers import make_adapter, match_maps
 from .losses import check_param, full_precision
 
-# %% ../nbs/12_map_losses.ipynb #eba35649
+# %% ../nbs/12_map_losses.ipynb #d5d77efd
 def _match(name, fs, ft, channels=False):
     check_pair(name, fs, ft, maps=True, channels=channels)
     fs,ft = match_maps(fs, ft)
     if fs[0,0].numel() < 2: raise ValueError(f"{name} compares positions, but only one is left of {tuple(fs.shape)} and {tuple(ft.shape)}: choose layers with larger maps")
     return fs,ft
 
-# %% ../nbs/12_map_losses.ipynb #7ce4a381
+# %% ../nbs/12_map_losses.ipynb #164eaaa9
 def _kernel_mean(a, b): # unit maps, (B, C_a, N) and (B, C_b, N)
     "Mean of the squared products of any two channels, in the smaller of its two forms"
     n = a.shape[1]*b.shape[1]
@@ -42,7 +42,7 @@ class NST(FeatureLoss):
         weight:float=50. # factor of this term, or a schedule
     ): super().__init__(nst, layers, weight)
 
-# %% ../nbs/12_map_losses.ipynb #5c3b3983
+# %% ../nbs/12_map_losses.ipynb #96c911f2
 @full_precision
 def _flow(lower, upper): # (B, C_lower, C_upper)
     check_pair('fsp', lower, upper, maps=True)
@@ -76,7 +76,7 @@ class FSP(FeatureLoss):
         fs,ft = [m(s) for m,(s,_) in zip(modules, pairs)],[t for _,t in pairs]
         return sum(self(a, b, pos=pos) for a,b in zip(zip(fs, fs[1:]), zip(ft, ft[1:])))
 
-# %% ../nbs/12_map_losses.ipynb #1451e3a4
+# %% ../nbs/12_map_losses.ipynb #ff544e87
 def _factor(f, p): return F.normalize(f.abs().pow(p).mean(1).flatten(1), dim=1)
 
 @full_precision
@@ -100,7 +100,7 @@ class FactorTransfer(FeatureLoss):
         weight:float=200. # factor of this term, or a schedule
     ): super().__init__(factor_transfer, layers, weight, p1=check_param('p1', p1, low=1.), p2=check_param('p2', p2, low=1.))
 
-# %% ../nbs/12_map_losses.ipynb #2bb366a0
+# %% ../nbs/12_map_losses.ipynb #af3e452e
 @full_precision
 def channel_wise(
     fs:Tensor, # student features after the adapter, or segmentation logits, (B, C, *)

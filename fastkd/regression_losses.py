@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['huber', 'Huber', 'teacher_bounded', 'TeacherBounded']
 
-# %% ../nbs/03_regression_losses.ipynb #5f20251e
+# %% ../nbs/03_regression_losses.ipynb #48dbe1d0
 import torch, torch.nn.functional as F
 from torch import Tensor
 from .losses import DistillationLoss, _check_logits, check_param, full_precision, position_mean
 
-# %% ../nbs/03_regression_losses.ipynb #9d306d84
+# %% ../nbs/03_regression_losses.ipynb #8ad11971
 def _per_position(x, axis, how):
     "`x`, (B, C, *), reduced over the output axis by `how`; of (B,) each value is a position"
     return x if x.ndim == 1 else how(x, axis)
@@ -36,7 +36,7 @@ class Huber(DistillationLoss):
         weight:float=1. # factor of this term, or a schedule
     ): super().__init__(huber, weight, delta=check_param('delta', delta, strict=True))
 
-# %% ../nbs/03_regression_losses.ipynb #b3e2f395
+# %% ../nbs/03_regression_losses.ipynb #5ec4cf03
 @full_precision
 def teacher_bounded(
     pred:Tensor, # student outputs, (B, C, *) or (B,)
