@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rkd', 'RKD', 'pkt', 'PKT', 'correlation_congruence', 'CorrelationCongruence']
 
-# %% ../nbs/11_relation_losses.ipynb #6b80f476
+# %% ../nbs/11_relation_losses.ipynb #53beedf8
 import math
 from functools import partial
 import torch, torch.nn.functional as F
@@ -14,10 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from .feature_losses import FeatureLoss, check_pair
 from .losses import check_param, full_precision
 
-# %% ../nbs/11_relation_losses.ipynb #6b38f08c
+# %% ../nbs/11_relation_losses.ipynb #3a7cf8eb
 def _vectors(*fs): return [f.flatten(2).mean(2) if f.ndim>2 else f for f in fs]
 
-# %% ../nbs/11_relation_losses.ipynb #d241df25
+# %% ../nbs/11_relation_losses.ipynb #318b59eb
 def _distances(f): return torch.cdist(f, f, compute_mode='donot_use_mm_for_euclid_dist')  # exact where items are near; its gradient is 0 at 0
 
 def _over_mean(d): # of different items
@@ -62,7 +62,7 @@ class RKD(FeatureLoss):
         weight:float=1. # factor of this term, or a schedule
     ): super().__init__(rkd, layers, weight, distance=check_param('distance', distance), angle=check_param('angle', angle))
 
-# %% ../nbs/11_relation_losses.ipynb #e3b38568
+# %% ../nbs/11_relation_losses.ipynb #a881226e
 def _neighbours(f, eps):
     "Probability of each item to be a neighbour of another, (B, B), rows sum to 1"
     n = f.norm(dim=1, keepdim=True)
@@ -90,7 +90,7 @@ class PKT(FeatureLoss):
         weight:float=30000. # factor of this term, or a schedule
     ): super().__init__(pkt, layers, weight, eps=check_param('eps', eps, strict=True))
 
-# %% ../nbs/11_relation_losses.ipynb #e23e01e3
+# %% ../nbs/11_relation_losses.ipynb #a5b92d66
 @full_precision
 def correlation_congruence(
     fs:Tensor, # student features, after the adapter, (B, C, *), averaged over positions
