@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['StaysHere', 'DistillationColumns', 'TrainsAdapters']
 
-# %% ../nbs/46_attached.ipynb #3a98320d
+# %% ../nbs/46_attached.ipynb #ac71fb37
 import copy
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Recorder, join_path_file
 
-# %% ../nbs/46_attached.ipynb #5b1373ef
+# %% ../nbs/46_attached.ipynb #04fff823
 class StaysHere(Callback):
     "A callback that an export leaves behind: a plain `Callback` that does nothing, for which fastkd is not needed, takes its place"
     _shared = () # attributes that a copy has in common with the original
@@ -24,7 +24,7 @@ class StaysHere(Callback):
         res.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return res
 
-# %% ../nbs/46_attached.ipynb #e8e7e2d4
+# %% ../nbs/46_attached.ipynb #a1c4d3e9
 class DistillationColumns(StaysHere):
     "The terms of `kd` as columns of the training table"
     order,remove_on_fetch = Recorder.order+1,True
@@ -47,7 +47,7 @@ class DistillationColumns(StaysHere):
         "Take the stand-in for missing labels out again"
         if self.kd.no_labels: self.learn.yb,self.kd.no_labels = (),False
 
-# %% ../nbs/46_attached.ipynb #efecc32f
+# %% ../nbs/46_attached.ipynb #dafdb183
 class TrainsAdapters(StaysHere):
     "A callback with `features` (adapters), `learnt` (temperatures) and their optimiser `adapter_opt`, which can be saved and loaded"
     def state_dict(self):
@@ -65,7 +65,9 @@ class TrainsAdapters(StaysHere):
             if sd['learnt']: self.learnt.load_state_dict(sd['learnt'])
             if sd['modules'] and self.features: self.features.modules.load_state_dict(sd['modules'])
         except RuntimeError as e: raise ValueError(f"the saved adapters do not fit these losses, layers or models: {e}") from e
-        if sd['modules'] and not self.features or sd['opt'] and with_opt and not self.adapter_opt: self.pending = sd if with_opt else {**sd, 'opt':{}}
+        if not sd['modules']: self.features = None  # what an interrupted fit made is made anew
+        if with_opt and not sd['opt']: self.adapter_opt = None
+        if sd['modules'] and not self.features or sd['opt'] and with_opt and not self.adapter_opt: self.pending = sd,with_opt
         elif sd['opt'] and with_opt: self.adapter_opt.load_state_dict(sd['opt'])
 
     def save_adapters(self,

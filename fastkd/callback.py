@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KnowledgeDistillation']
 
-# %% ../nbs/50_callback.ipynb #09e959e3
+# %% ../nbs/50_callback.ipynb #65247f23
 import copy, math, warnings
 import pandas as pd, torch, torch.distributed as dist
 from fastai.callback.mixup import MixHandler
@@ -24,7 +24,7 @@ from .teacher import Teachers, merge_logits
 from .terms import EpochMeans, pred_term, resize_logits, total_loss
 from torch import Tensor, nn
 
-# %% ../nbs/50_callback.ipynb #e9ce3755
+# %% ../nbs/50_callback.ipynb #270e6c4d
 class KnowledgeDistillation(TrainsAdapters):
     "Train the learner's model as the student of `teacher`; see `summary` for what is done"
     order,run_valid,_shared = MixHandler.order+.5,False,('teachers','losses','terms')
@@ -52,7 +52,7 @@ class KnowledgeDistillation(TrainsAdapters):
     def learn(self, learn):
         if learn is None: return self._detach()
         if self.learn is not None:
-            raise ValueError("cbs: this KnowledgeDistillation is in " + ("this learner already: add it once" if self.learn is learn else "another learner: make a new one, or take it out there with remove_cb"))
+            raise ValueError(f"cbs: this {type(self).__name__} is in " + ("this learner already: add it once" if self.learn is learn else "another learner: make a new one, or take it out there with remove_cb"))
         if any(isinstance(c, KnowledgeDistillation) for c in learn.cbs):
             raise ValueError("cbs: the learner has a KnowledgeDistillation already: give one the list of teachers or of losses, or take the other out with learn.remove_cb(KnowledgeDistillation)")
         self._bind(learn)
@@ -156,7 +156,7 @@ class KnowledgeDistillation(TrainsAdapters):
         "Pair the layers, and make what is trained beside the student with an optimiser of its own"
         if self.feature_terms and self.features is None: self.features = FeaturePairs(self.feature_terms, unwrap(self.model), self.teachers[0], xb, getattr(self.dls.train, 'n', None))
         if ps := (self.features.params if self.features else []) + list(self.learnt.parameters()): self.adapter_opt = AdapterOpt(ps, self.learn.opt_func)
-        if self.pending: self.load_state_dict(self.pending)
+        if self.pending: self.load_state_dict(*self.pending)
 
     def after_loss(self):
         "Add the distillation terms to the task loss"

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['as_pairs', 'FeatureLoss', 'check_pair', 'attention', 'Attention', 'fitnet', 'FitNet', 'similarity', 'Similarity']
 
-# %% ../nbs/10_feature_losses.ipynb #91d9ae74
+# %% ../nbs/10_feature_losses.ipynb #30a611fb
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from .layers import make_adapter, match_maps
 from .losses import DistillationLoss, full_precision
 
-# %% ../nbs/10_feature_losses.ipynb #dc99ccea
+# %% ../nbs/10_feature_losses.ipynb #2bc39606
 def as_pairs(
     layers, # None, a name, a list of names, or a list of (student_name, teacher_name)
 )->list: # (student_name, teacher_name) tuples, or None
@@ -26,7 +26,7 @@ def as_pairs(
         if not (isinstance(o, (list,tuple)) and len(o)==2 and all(isinstance(n, str) for n in o)): raise TypeError(f"layers has {o!r}: {advice}")
     return [tuple(o) for o in res]
 
-# %% ../nbs/10_feature_losses.ipynb #b0dbc966
+# %% ../nbs/10_feature_losses.ipynb #9830932f
 class FeatureLoss(DistillationLoss):
     "A loss `func(fs, ft)` on pairs of layers; its term is the sum over the pairs"
     act = None
@@ -64,7 +64,7 @@ class FeatureLoss(DistillationLoss):
         if self.adapt: pairs = [match_maps(s, t) for s,t in pairs]
         return sum(self(m(s), t, pos=pos) for m,(s,t) in zip(modules, pairs))
 
-# %% ../nbs/10_feature_losses.ipynb #f3e8c5c6
+# %% ../nbs/10_feature_losses.ipynb #087bffca
 def check_pair(
     name:str, # the loss, for the error
     fs:Tensor, # student features
@@ -82,7 +82,7 @@ def check_pair(
     if channels and fs.shape[1] != ft.shape[1]:
         raise ValueError(f"{name}: fs has {fs.shape[1]} channels and ft {ft.shape[1]}, {shapes}: pass fs through an adapter first, as make_adapter builds it")
 
-# %% ../nbs/10_feature_losses.ipynb #2ed541b2
+# %% ../nbs/10_feature_losses.ipynb #7d3deeca
 def _attention_map(f, p): return F.normalize(f.abs().pow(p).mean(1).flatten(1), dim=1)
 
 @full_precision
@@ -104,7 +104,7 @@ class Attention(FeatureLoss):
         weight:float=1000. # factor of this term, or a schedule
     ): super().__init__(attention, layers, weight, p=p)
 
-# %% ../nbs/10_feature_losses.ipynb #ca03484e
+# %% ../nbs/10_feature_losses.ipynb #6510c3bd
 @full_precision
 def fitnet(
     fs:Tensor, # student features, after the adapter, (B, C, *)
@@ -122,7 +122,7 @@ class FitNet(FeatureLoss):
         weight:float=100. # factor of this term, or a schedule
     ): super().__init__(fitnet, layers, weight)
 
-# %% ../nbs/10_feature_losses.ipynb #b62aedac
+# %% ../nbs/10_feature_losses.ipynb #201e589c
 def _similarities(f):
     f = f.flatten(1)
     return F.normalize(f @ f.T, dim=1)

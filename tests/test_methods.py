@@ -95,6 +95,28 @@ def test_two_labels_are_weighted_by_lam_item_by_item(cls, mix, dls, teachers):
     assert terms.mixed and len(terms.seen) == 10
     np.testing.assert_allclose(*zip(*terms.seen), rtol=1e-4)
 
+@pytest.mark.parametrize('ignore_index', [-100, 7])
+def test_each_of_two_labels_counts_by_itself(ignore_index, dls, teachers):
+    "Half of the first labels are missing, and other halves of the second"
+    seen = []
+    class Half(Callback):
+        order,run_valid = -5,False
+        def before_batch(self): self.learn.yb = (torch.where(torch.arange(8)%2==0, tensor(self.y), ignore_index),)
+    class Look(Callback):
+        order,run_valid = KnowledgeDistillation.order+.1,False
+        def after_loss(self):
+            z,zt,mix = tensor(self.pred).detach(),self.knowledge_distillation.teacher_preds[0],self.mix_up
+            total = n = 0
+            for i in range(8):
+                for y,w in (tensor(self.yb[0])[i:i+1],mix.lam[i]),(tensor(mix.yb1[0])[i:i+1],1-mix.lam[i]):
+                    if 0 <= y < 3: total,n = total + w*decoupled_kd(z[i:i+1], zt[i:i+1], y),n+w
+            seen.append((self.learn.loss.item(), (total/n).item()))
+    kd = KnowledgeDistillation(teachers['cnn'], DecoupledKD(), weight=1.)
+    learn = Learner(dls, students['cnn'](), loss_func=CrossEntropyLossFlat(ignore_index=ignore_index), cbs=[kd, MixUp(), Half(), Look()])
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert len(seen) == 5
+    np.testing.assert_allclose(*zip(*seen), rtol=1e-4)
+
 def test_which_losses_use_labels(): eq({o.__name__ for o in with_labels}, {'DecoupledKD','NormalizedKD','WeightedSoftLabel','TeacherFree'})
 
 # Labels for some items
