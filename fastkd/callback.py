@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KnowledgeDistillation']
 
-# %% ../nbs/50_callback.ipynb #65247f23
+# %% ../nbs/50_callback.ipynb #2b65e4fc
 import copy, math, warnings
 import pandas as pd, torch, torch.distributed as dist
 from fastai.callback.mixup import MixHandler
@@ -24,7 +24,7 @@ from .teacher import Teachers, merge_logits
 from .terms import EpochMeans, pred_term, resize_logits, total_loss
 from torch import Tensor, nn
 
-# %% ../nbs/50_callback.ipynb #270e6c4d
+# %% ../nbs/50_callback.ipynb #0fea1c4a
 class KnowledgeDistillation(TrainsAdapters):
     "Train the learner's model as the student of `teacher`; see `summary` for what is done"
     order,run_valid,_shared = MixHandler.order+.5,False,('teachers','losses','terms')
@@ -254,7 +254,7 @@ class KnowledgeDistillation(TrainsAdapters):
         taps = self.features.taps() if self.features else None
         pred = student_pred(learn.model, xb, taps and taps[0])
         self.labels = Labels(self.task, yb[0]) if len(yb) and isinstance(yb[0], Tensor) else None
-        with torch.no_grad(): terms = self._terms(xb, pred, taps, 0., torch.arange(len(pred)))
+        with torch.no_grad(): terms = self._terms(xb, pred, taps, 0., torch.arange(len(pred)) % (getattr(self.dls.train, 'n', None) or len(pred)))
         task = learn.loss_func(pred, *yb) if len(yb) else None
         self.labels = None
         return dict(n=len(pred), task=task, terms=terms, scores=self._scores(yb, self.teacher_preds, pred))

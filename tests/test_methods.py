@@ -231,6 +231,11 @@ def test_items_that_are_skipped_have_no_number(teachers):
     dls.train.after_item.add(Transform(skips))
     with pytest.raises(ValueError, match='items that are skipped or added on the way have no number'): learn.fit(1)
 
+def test_summary_of_a_memory_of_fewer_items_than_a_validation_batch(teachers):
+    dls = image_dls(n=60, bs=8)
+    few = DataLoaders(dls.train.new(n=8), dls.valid.new(bs=20))
+    assert few.train.n == 8 and 'crd:' in small(few, teachers, CRD(n_negatives=8)).knowledge_distillation.summary()
+
 @pytest.mark.parametrize('n_workers', [0,2])
 def test_numbers_are_those_of_the_items_whatever_the_workers(teachers, n_workers):
     dls = image_dls(n=60, bs=8)
