@@ -47,3 +47,15 @@ def test_the_normalisation_is_mapped_also_while_the_loaders_are_wrapped(two, one
 
 def test_nothing_is_left_on_the_models(two):
     for r in two: eq((r['hooks'], r['kind']), (0,'Sequential'))
+
+def test_adapters_step_along_the_mean_of_the_gradients(monkeypatch):
+    "With SGD, which Adam's scale-free step would not show; the other process has the same gradient"
+    import fastkd.features as features
+    from fastai.optimizer import SGD
+    monkeypatch.setattr(features, '_many', lambda: True)
+    for k,f in dict(broadcast=lambda *a: None, get_world_size=lambda: 2, all_reduce=lambda g: g.mul_(2)).items(): monkeypatch.setattr(features.dist, k, f)
+    w = torch.nn.Parameter(torch.ones(2))
+    opt = features.AdapterOpt([w], SGD)
+    (w*torch.tensor([1.,3.])).sum().backward()
+    opt.step(lr=.1)
+    close(w.detach(), torch.tensor([.9,.7]))

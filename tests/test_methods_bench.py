@@ -1,0 +1,103 @@
+"The comparison of losses in `benchmarks/methods.py`, on a few hundred images"
+import runpy, subprocess, sys
+from types import SimpleNamespace
+
+import pytest
+from torch import nn
+
+from fastkd.all import KnowledgeDistillation
+from fastkd.losses import DistillationLoss
+import fastkd.all
+from helpers import *
+
+script = Path(__file__).parents[1]/'benchmarks/methods.py'
+bench = SimpleNamespace(**{k:v for k,v in runpy.run_path(str(script)).items() if not k.startswith('__')})
+
+two = '--methods', bench.alone, 'SoftTarget', '--seeds', '0', '1'
+pytestmark = pytest.mark.filterwarnings('ignore:.*no better')  # so short a training may leave a poor teacher
+
+def write_idx(folder, n=(320,80), seed=0):
+    "Images of a bright bar whose place is their class, and their labels, in MNIST's four files"
+    rng = np.random.default_rng(seed)
+    for o,k in zip(('train','t10k'), n):
+        y = np.arange(k, dtype=np.uint8) % 10
+        x = rng.integers(0, 150, (k,28,28)).astype(np.uint8)
+        for i,c in enumerate(y): x[i,2*c:2*c+6] += 100
+        for nm,a in (('images-idx3',x), ('labels-idx1',y)):
+            (folder/f'{o}-{nm}-ubyte').write_bytes(bytes([0,0,8,a.ndim]) + b''.join(d.to_bytes(4, 'big') for d in a.shape) + a.tobytes())
+
+def options(folder, *args):
+    return [*'--labels 40 --batch 16 --labelled 4 --teacher-epochs 1 --threads 1 --device cpu --data'.split(), str(folder), '--out', str(folder/'out'), *args]
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+    "The folder of a finished run of two methods with two seeds"
+    folder = tmp_path_factory.mktemp('methods')
+    write_idx(folder)
+    subprocess.run([sys.executable, script, *options(folder, *two)], check=True, capture_output=True)
+    return folder
+
+def test_a_line_per_run_and_the_table(done):
+    runs,table = pd.read_csv(done/'out/runs.csv'),pd.read_csv(done/'out/table.csv', index_col='method')
+    assert list(runs.columns) == [*bench.settings,'method','seed','accuracy','seconds']
+    assert list(zip(runs.method, runs.seed)) == [('teacher',0), (bench.alone,0), ('SoftTarget',0), (bench.alone,1), ('SoftTarget',1)]
+    assert list(table.columns) == ['seeds','accuracy','sd','difference','se','time']
+    a,b = [runs[runs.method==o].accuracy.tolist() for o in (bench.alone,'SoftTarget')]
+    d = b[0]-a[0],b[1]-a[1]
+    row = table.loc['SoftTarget']
+    assert row.accuracy == pytest.approx(50*(b[0]+b[1]), abs=1e-3)
+    assert row.difference == pytest.approx(50*(d[0]+d[1]), abs=1e-3)
+    assert row.se == pytest.approx(50*abs(d[0]-d[1]), abs=1e-3)  # of two numbers, half of what is between them
+
+def test_finished_runs_are_not_trained_again_and_missing_ones_are(done, capsys):
+    file,teacher = done/'out/runs.csv',done/'out/teacher.pth'
+    before,made = file.read_text(),teacher.stat().st_mtime_ns
+    bench.main(options(done, *two))
+    out = capsys.readouterr().out
+    assert file.read_text()==before and teacher.stat().st_mtime_ns==made
+    assert ' of 4:' not in out and 'difference' in out
+    lines = before.splitlines(True)
+    file.write_text(''.join(lines[:-2]))  # the last two did not finish
+    bench.main(options(done, *two))
+    out = capsys.readouterr().out
+    assert [o.split(',')[0] for o in out.splitlines() if ' of 4:' in o] == [f'3 of 4: {bench.alone}', '4 of 4: SoftTarget']
+    assert [o.rsplit(',', 1)[0] for o in file.read_text().splitlines()] == [o.rsplit(',', 1)[0] for o in before.splitlines()]  # all but the seconds
+
+def test_a_run_of_other_settings_is_another_run(done, capsys):
+    bench.main(options(done, '--methods', bench.alone, '--seeds', '0', '--lr', '.01'))
+    assert '1 of 1:' in capsys.readouterr().out
+
+def test_every_loss_for_classification_is_compared():
+    given = {type(l).__name__ for f in bench.methods.values() if f for l in f(nn.Linear(1,2)).losses}
+    there = {k for k,v in vars(fastkd.all).items() if isinstance(v, type) and issubclass(v, DistillationLoss)} - {'TeacherBounded'}
+    assert given-{'FunctionLoss'} == there
+
+def test_each_batch_has_its_share_of_labels():
+    y = torch.arange(200)%10
+    y[20:] = -1
+    dl = bench.Batches(torch.arange(200.), y, 16, 4)
+    epochs = [[b[0] for b in dl] for _ in range(2)]
+    assert [len(o) for o in epochs] == [len(dl)]*2 == [12]*2
+    for b in epochs[0]: assert len(b)==16 and (b<20).sum()==4
+    seen = torch.cat(epochs[0])
+    assert len(seen[seen>=20].unique()) == 12*12  # none without label twice in an epoch
+    assert (seen[seen<20].unique(return_counts=True)[1]>=2).all()
+    assert not torch.equal(seen, torch.cat(epochs[1]))
+
+def test_labels_are_kept_evenly_by_seed():
+    y = torch.arange(100)%10
+    a,b = [bench.keep_labels(y, 30, seed) for seed in (0,1)]
+    assert (a[a>=0].bincount()==3).all() and torch.equal(a[a>=0], y[a>=0]) and not torch.equal(a, b)
+    assert torch.equal(bench.keep_labels(y, 100, 0), y)
+
+def test_a_weight_of_zero_is_the_student_alone(monkeypatch):
+    args = SimpleNamespace(labels=40, labelled=4, batch=16, epochs=1, lr=.03, lrs=None, device='cpu', clock='cpu')
+    x,y = torch.randn(160,1,28,28),torch.arange(160)%10
+    monkeypatch.setitem(bench.methods, 'off', lambda t: KnowledgeDistillation(t, weight=0))
+    accs = [bench.fit_student(args, ((x,y),(x,y)), o, 3, seeded(bench.teacher_net).eval())[0] for o in (bench.alone,'off','SoftTarget')]
+    assert accs[0]==accs[1]!=accs[2]
+
+def test_teachers_answers_stand_in_for_labels():
+    s,t = torch.randn(8,10),torch.randn(8,10)
+    loss = bench.by_teacher(fastkd.all.decoupled_kd)
+    assert torch.equal(loss(s, t), fastkd.all.decoupled_kd(s, t, t.argmax(1)))
