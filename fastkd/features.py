@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FeaturePairs', 'item_numbers', 'AdapterOpt']
 
-# %% ../nbs/45_features.ipynb #f3e37b5e
+# %% ../nbs/45_features.ipynb #0f3307e6
 from types import SimpleNamespace
 import torch, torch.distributed as dist
 from fastai.optimizer import OptimWrapper
@@ -15,7 +15,7 @@ from .maps import eval_mode, keep_rng
 from .pairs import before_activation, pair_layers
 from torch import Tensor, nn
 
-# %% ../nbs/45_features.ipynb #b39965d7
+# %% ../nbs/45_features.ipynb #7c9fbd5d
 class FeaturePairs:
     "The pairs of layers that `losses` compare in `student` and `teacher`, with their adapters; ValueError where they cannot be compared"
     def __init__(self,
@@ -116,20 +116,20 @@ def _shape(s): return '×'.join(map(str, s))
 def _n_params(m): return sum(p.numel() for p in m.parameters())
 def _adapter_text(m): return 'none' if isinstance(m, nn.Identity) else f"{m}, {_n_params(m)} parameters" if len(str(m))<100 else f"{type(m).__name__}, {_n_params(m)} parameters"
 
-# %% ../nbs/45_features.ipynb #891c0752
+# %% ../nbs/45_features.ipynb #515c11e2
 def item_numbers(
     dl, # fastai `DataLoader`, while it is iterated over
     i:int, # number of the batch
     n:int, # items in the batch
 )->Tensor: # (n,), ints
     "The numbers of the items of batch `i` in the dataset of `dl`; ValueError where they cannot be told"
-    idxs = getattr(dl, '_DataLoader__idxs', None)
-    if idxs is None or not getattr(dl, 'bs', None): raise ValueError(f"dls: a {type(dl).__name__} does not tell which items are in a batch: use a fastai DataLoader with a batch size, or a loss without a memory of items")
-    res = list(idxs)[i*dl.bs:(i+1)*dl.bs] if not isinstance(idxs, list) else idxs[i*dl.bs:(i+1)*dl.bs]
+    idxs = getattr(dl, '_DataLoader__idxs', None)  # of a SortedDL, as for texts, it is an iterator, which must not be used up here
+    if not isinstance(idxs, list) or not getattr(dl, 'bs', None): raise ValueError(f"dls: a {type(dl).__name__} does not tell which items are in a batch: use a fastai DataLoader with a batch size, or a loss without a memory of items")
+    res = idxs[i*dl.bs:(i+1)*dl.bs]
     if len(res) != n: raise ValueError(f"dls: batch {i} has {n} items, but the order of the epoch gives {len(res)}: items that are skipped or added on the way have no number; use a loss without a memory of items")
     return torch.as_tensor(res)
 
-# %% ../nbs/45_features.ipynb #e83bbc10
+# %% ../nbs/45_features.ipynb #188d34fa
 class AdapterOpt:
     "An optimiser for `params` of the same kind as the learner's"
     def __init__(self,

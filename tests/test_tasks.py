@@ -84,6 +84,13 @@ def test_text_classifier_learns_relations():
     learn.fit(4, 1e-2, cbs=(kd := KnowledgeDistillation(t, [SoftTarget(), RKD(), PKT()])))
     assert kd.history.rkd.iloc[-1] < kd.history.rkd[0]
 
+def test_sorted_texts_do_not_tell_which_items_are_in_a_batch():
+    blocks = TextBlock.from_df('text', seq_len=8, min_freq=1),CategoryBlock
+    dls = DataBlock(blocks, get_x=ColReader('text'), get_y=ColReader('label'), splitter=IndexSplitter(range(40,60))).dataloaders(text_df(), bs=8, seq_len=8)
+    def learner(seed): return quiet(seeded(text_classifier_learner, dls, AWD_LSTM, config=tiny(awd_lstm_clas_config), pretrained=False, seed=seed))
+    t,learn = taught(learner(0), epochs=3, lr=3e-2),learner(1)
+    with pytest.raises(ValueError, match='a SortedDL does not tell which items are in a batch'): learn.fit(1, cbs=KnowledgeDistillation(t, CRD(n_negatives=8)))
+
 # Tables
 @pytest.mark.parametrize('n_classes', [3])
 def test_labels_of_a_table_are_a_column(n_classes):
