@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KnowledgeDistillation']
 
-# %% ../nbs/50_callback.ipynb #2b65e4fc
+# %% ../nbs/50_callback.ipynb #0538ae24
 import copy, math, warnings
 import pandas as pd, torch, torch.distributed as dist
 from fastai.callback.mixup import MixHandler
@@ -24,7 +24,7 @@ from .teacher import Teachers, merge_logits
 from .terms import EpochMeans, pred_term, resize_logits, total_loss
 from torch import Tensor, nn
 
-# %% ../nbs/50_callback.ipynb #0fea1c4a
+# %% ../nbs/50_callback.ipynb #fb04c44f
 class KnowledgeDistillation(TrainsAdapters):
     "Train the learner's model as the student of `teacher`; see `summary` for what is done"
     order,run_valid,_shared = MixHandler.order+.5,False,('teachers','losses','terms')
@@ -121,7 +121,7 @@ class KnowledgeDistillation(TrainsAdapters):
 
     def _try(self, pred, preds, yb):
         "What a loss on predictions cannot do is an error before the first step"
-        labels = Labels(self.task, yb[0]) if len(yb) and isinstance(yb[0], Tensor) else None
+        labels,preds = Labels(self.task, yb[0]) if len(yb) and isinstance(yb[0], Tensor) else None,[resize_logits(z, pred) for z in preds]
         for l in self.terms:
             if isinstance(l, FeatureLoss) or l.needs and labels is None: continue
             with torch.no_grad(): pred_term(l, pred, preds, self.teachers.weights, self.teachers.columns, self.task.axis, 0., **self._given(labels, pred))
