@@ -49,6 +49,14 @@ def test_a_line_per_run_and_the_table(done):
     assert row.difference == pytest.approx(50*(d[0]+d[1]), abs=1e-3)
     assert row.se == pytest.approx(50*abs(d[0]-d[1]), abs=1e-3)  # of two numbers, half of what is between them
 
+def test_differences_are_paired_by_seed_whatever_the_order():
+    runs = pd.DataFrame([('teacher',0,.99,9.), (bench.alone,0,.90,1.), (bench.alone,1,.80,2.), ('A',1,.84,6.), ('A',0,.92,2.), ('B',0,.70,1.)], columns=['method','seed','accuracy','seconds'])
+    t = bench.table(runs)
+    assert list(t.index) == ['A',bench.alone,'B'] and list(t.seeds) == [2,2,1]  # the teacher is no method; by accuracy
+    assert t.loc['A',['accuracy','difference','se','time']].tolist() == pytest.approx([88,3,1,2.5])  # +2 and +4 points; 2 and 3 times as long
+    assert t.loc['A','sd'] == pytest.approx(8/2**.5) and t.loc[bench.alone,'difference'] == 0
+    assert np.isnan(t.loc['B','difference'])  # one seed has no standard error
+
 def test_finished_runs_are_not_trained_again_and_missing_ones_are(done, capsys):
     file,teacher = done/'out/runs.csv',done/'out/teacher.pth'
     before,made = file.read_text(),teacher.stat().st_mtime_ns
