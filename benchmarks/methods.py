@@ -34,7 +34,7 @@ def by_teacher(f, weight=1.):
 def distil(*losses, teacher=True, **kwargs): return lambda t: KnowledgeDistillation(t if teacher else None, [o() for o in losses], **kwargs)
 def named(*losses, **kwargs): return {'+'.join(o.__name__ for o in losses): distil(*losses, **kwargs)}
 
-crd = partial(CRD, n_negatives=512)  # the 16384 of the paper take a CPU a second per batch
+crd = partial(CRD, n_negatives=512)  # with the paper's 16384 a step on a CPU takes about twice as long
 methods = {alone: None,
     **named(SoftTarget),
     'SoftTarget, weight=1: no labels': distil(SoftTarget, weight=1),
