@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['StaysHere', 'DistillationColumns', 'TrainsAdapters']
 
-# %% ../nbs/46_attached.ipynb #ac71fb37
+# %% ../nbs/46_attached.ipynb #8d6ff82c
 import copy
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Recorder, join_path_file
 
-# %% ../nbs/46_attached.ipynb #04fff823
+# %% ../nbs/46_attached.ipynb #1e8ab942
 class StaysHere(Callback):
     "A callback that an export leaves behind: a plain `Callback` that does nothing, for which fastkd is not needed, takes its place"
     _shared = () # attributes that a copy has in common with the original
@@ -24,7 +24,7 @@ class StaysHere(Callback):
         res.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return res
 
-# %% ../nbs/46_attached.ipynb #a1c4d3e9
+# %% ../nbs/46_attached.ipynb #fad491ef
 class DistillationColumns(StaysHere):
     "The terms of `kd` as columns of the training table"
     order,remove_on_fetch = Recorder.order+1,True
@@ -47,11 +47,12 @@ class DistillationColumns(StaysHere):
         "Take the stand-in for missing labels out again"
         if self.kd.no_labels: self.learn.yb,self.kd.no_labels = (),False
 
-# %% ../nbs/46_attached.ipynb #dafdb183
+# %% ../nbs/46_attached.ipynb #29b4e5ab
 class TrainsAdapters(StaysHere):
     "A callback with `features` (adapters), `learnt` (temperatures) and their optimiser `adapter_opt`, which can be saved and loaded"
     def state_dict(self):
         "What is trained beside the student (adapters, learnt temperatures), its optimiser, and the history: tensors, numbers, lists and dicts"
+        if self.pending: return {**self.pending, 'rows':self.rows, 'fits':self.fits}
         return dict(modules=self.features.modules.state_dict() if self.features else {}, learnt=self.learnt.state_dict(),
                     opt=self.adapter_opt.state_dict() if self.adapter_opt else {}, rows=self.rows, fits=self.fits)
 
@@ -60,6 +61,7 @@ class TrainsAdapters(StaysHere):
         with_opt:bool=True, # the optimiser's state, too?
     ):
         "Take over `sd`; ValueError where its adapters have other shapes"
+        if not with_opt: sd = {**sd, 'opt':{}}
         self.rows,self.fits,self.pending = list(sd.get('rows', self.rows)),sd.get('fits', self.fits),None
         try:
             if sd['learnt']: self.learnt.load_state_dict(sd['learnt'])
@@ -67,8 +69,8 @@ class TrainsAdapters(StaysHere):
         except RuntimeError as e: raise ValueError(f"the saved adapters do not fit these losses, layers or models: {e}") from e
         if not sd['modules']: self.features = None  # what an interrupted fit made is made anew
         if with_opt and not sd['opt']: self.adapter_opt = None
-        if sd['modules'] and not self.features or sd['opt'] and with_opt and not self.adapter_opt: self.pending = sd,with_opt
-        elif sd['opt'] and with_opt: self.adapter_opt.load_state_dict(sd['opt'])
+        if sd['modules'] and not self.features or sd['opt'] and not self.adapter_opt: self.pending = sd
+        elif sd['opt']: self.adapter_opt.load_state_dict(sd['opt'])
 
     def save_adapters(self,
         file, # name or path; as in `Learner.save`, in `learn.path/learn.model_dir`, with the ending `.pth`
@@ -76,6 +78,7 @@ class TrainsAdapters(StaysHere):
         "Save what is trained beside the student, and its optimiser, which `learn.save` and `learn.export` leave out; ValueError where there is nothing"
         path,sd = self._file(file),{k:v for k,v in self.state_dict().items() if k not in ('rows','fits')}
         if not (sd['modules'] or sd['learnt']): raise ValueError("save_adapters: there is nothing to save: the losses train no adapters, or no batch has been seen yet")
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(sd, path)
         return path
 
@@ -90,6 +93,4 @@ class TrainsAdapters(StaysHere):
 
     def _file(self, file):
         if self.learn is None: raise ValueError("this KnowledgeDistillation is in no learner: pass it as cbs, or to learn.add_cb, first")
-        path = join_path_file(file, self.learn.path/self.learn.model_dir, ext='.pth')
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        return join_path_file(file, self.learn.path/self.learn.model_dir, ext='.pth')

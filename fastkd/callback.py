@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KnowledgeDistillation']
 
-# %% ../nbs/50_callback.ipynb #0538ae24
+# %% ../nbs/50_callback.ipynb #57697193
 import copy, math, warnings
 import pandas as pd, torch, torch.distributed as dist
 from fastai.callback.mixup import MixHandler
@@ -24,10 +24,10 @@ from .teacher import Teachers, merge_logits
 from .terms import EpochMeans, pred_term, resize_logits, total_loss
 from torch import Tensor, nn
 
-# %% ../nbs/50_callback.ipynb #fb04c44f
+# %% ../nbs/50_callback.ipynb #c4bf247b
 class KnowledgeDistillation(TrainsAdapters):
     "Train the learner's model as the student of `teacher`; see `summary` for what is done"
-    order,run_valid,_shared = MixHandler.order+.5,False,('teachers','losses','terms')
+    order,run_valid,_shared = MixHandler.order+.5,False,('teachers',)
     def __init__(self,
         teacher=None, # Learner, nn.Module, `Teacher`, or a list of them (an ensemble); None: only with losses that need none, such as `TeacherFree`
         loss=None, # a loss, a list of losses, a class, a partial or a function of (pred, teacher_pred); None: by the student's task
@@ -71,12 +71,13 @@ class KnowledgeDistillation(TrainsAdapters):
         check_models(learn.model, self.teachers)
         self.teachers.bind(learn.dls, self.task.kind != 'regression')
         self.feature_terms = [l for l in self.terms if isinstance(l, FeatureLoss)]
-        self.learnt = nn.ModuleDict({f'{l.name}_{k}': v for l in self.terms for k,v in vars(l).items() if k in l.names and isinstance(v, nn.Module)})
         check_features(learn, self.teachers, self.feature_terms)
         check_labels(learn, self.task, self.terms)
         names = [l.name for l in self.terms]
         self.term_names = [n if names.count(n)==1 else f"{n}_{names[:i].count(n)+1}" for i,n in enumerate(names)]
         self.columns = ['task_loss'] + self.term_names
+        self.learnt = nn.ModuleDict({f'{n}_T': l.T for n,l in zip(self.term_names, self.terms) if isinstance(getattr(l, 'T', None), nn.Module)})
+        self.needs_labels = [l.name for l in self.terms if 'y' in l.needs]
 
     # A fit
     @property
@@ -98,7 +99,7 @@ class KnowledgeDistillation(TrainsAdapters):
         self.fresh,self.first = False,True
         self._bind(self.learn)
         self._to(next(self.model.parameters()).device)
-        if hasattr(self.learn, 'lr_finder'): self.saved = self.features,self.adapter_opt,copy.deepcopy(self.state_dict())
+        if hasattr(self.learn, 'lr_finder'): self.saved = copy.deepcopy(self.state_dict())
         else: self.fits += 1
         if self.checked is not self.dls: self._look_at_teacher()
         if self.features and self.features.student is not unwrap(self.model): self.features = self.adapter_opt = None
@@ -112,27 +113,34 @@ class KnowledgeDistillation(TrainsAdapters):
         self.checked = self.dls
         b = None if dist.is_available() and dist.is_initialized() else valid_batch(self.learn)
         if b is None: return
-        pred,preds = student_pred(self.model, b[0]),self.teachers(b[0], self.task.axis)
+        pred = student_pred(self.model, b[0])
+        preds = self._taught(b[0], pred)
         self._check_preds(pred, preds)
         check_batches(self.dls.train, self.terms, pred, self.task.axis)
-        if len(pred) > 1: self._try(pred, preds, b[1])
+        if len(pred) > 1: self._try(pred, preds, self._labels(b[1]))
         r = self._scores(b[1], preds, pred)
         for v in verdicts(r, measure(self.task)) if r else []: warnings.warn(v, stacklevel=2)
 
-    def _try(self, pred, preds, yb):
+    def _taught(self, xb, pred, taps=None):
+        "What each teacher predicts, at the size of the student's `pred`"
+        return [resize_logits(z, pred) for z in self.teachers(xb, self.task.axis, taps)]
+
+    def _labels(self, yb, mix=None): return Labels(self.task, cast(yb[0], Tensor), mix) if len(yb) and isinstance(yb[0], Tensor) else None
+
+    def _try(self, pred, preds, labels):
         "What a loss on predictions cannot do is an error before the first step"
-        labels,preds = Labels(self.task, yb[0]) if len(yb) and isinstance(yb[0], Tensor) else None,[resize_logits(z, pred) for z in preds]
         for l in self.terms:
             if isinstance(l, FeatureLoss) or l.needs and labels is None: continue
-            with torch.no_grad(): pred_term(l, pred, preds, self.teachers.weights, self.teachers.columns, self.task.axis, 0., **self._given(labels, pred))
+            with torch.no_grad(): self._pred_term(l, pred, preds, labels, 0.)
 
-    def _given(self, labels, pred): return labels.given(pred.movedim(self.task.axis, -1).shape[:-1] if pred.ndim>1 else pred.shape) if labels else {}
+    def _pred_term(self, loss, pred, preds, labels, pos):
+        return pred_term(loss, pred, preds, self.teachers.weights, self.teachers.columns, self.task.axis, pos, **(labels.given(pred) if labels else {}))
 
     def _scores(self, yb, preds, s_pred):
         "Of the teachers and the student; None where there are no labels, or the teachers miss some classes"
         if not len(yb) or not isinstance(yb[0], Tensor) or not preds or self.teachers.columns is not None: return None
         act = dict(single='softmax', binary='sigmoid').get(self.task.kind)
-        return scores(self.task, yb[0], merge_logits([resize_logits(z, s_pred) for z in preds], self.teachers.weights, act=act, axis=self.task.axis), s_pred)
+        return scores(self.task, yb[0], merge_logits(preds, self.teachers.weights, act=act, axis=self.task.axis), s_pred)
 
     # A batch
     def before_batch(self):
@@ -140,23 +148,22 @@ class KnowledgeDistillation(TrainsAdapters):
         self.labels = None
         if self.off: return
         if self.needs_labels and not len(self.yb): raise ValueError(f"loss={self.needs_labels[0]} needs labels, but batch {self.iter} has none: give labels, or take a loss without, such as SoftTarget")
-        if self.adapter_opt is None: self._make_trained(tuple(cast(o, Tensor) if isinstance(o, Tensor) else o for o in self.xb))
-        if len(self.yb) and isinstance(self.yb[0], Tensor):
-            mix = next((c for c in self.learn.cbs if isinstance(c, MixHandler) and getattr(c, 'stack_y', False) and c.run), None)
-            self.labels = Labels(self.task, cast(self.yb[0], Tensor), mix)
-            self.learn.yb = (self.labels.y, *self.yb[1:])
+        self._make_trained(self.xb)
+        self.labels = self._labels(self.yb, next((c for c in self.learn.cbs if isinstance(c, MixHandler) and getattr(c, 'stack_y', False) and c.run), None))
+        if self.labels: self.learn.yb = (self.labels.y, *self.yb[1:])
         if self.features:
             self.taps = self.taps or self.features.taps()
             self.taps[0].arm(self.model)
 
-    @property
-    def needs_labels(self): return [l.name for l in self.terms if 'y' in l.needs]
-
     def _make_trained(self, xb):
         "Pair the layers, and make what is trained beside the student with an optimiser of its own"
-        if self.feature_terms and self.features is None: self.features = FeaturePairs(self.feature_terms, unwrap(self.model), self.teachers[0], xb, getattr(self.dls.train, 'n', None))
+        if self.adapter_opt or not (self.feature_terms or self.learnt): return
+        if self.feature_terms and self.features is None:
+            xb = tuple(cast(o, Tensor) if isinstance(o, Tensor) else o for o in xb)
+            self.features = FeaturePairs(self.feature_terms, unwrap(self.model), self.teachers[0], xb, getattr(self.dls.train, 'n', None))
+        if self.pending: self.load_state_dict(self.pending)
         if ps := (self.features.params if self.features else []) + list(self.learnt.parameters()): self.adapter_opt = AdapterOpt(ps, self.learn.opt_func)
-        if self.pending: self.load_state_dict(*self.pending)
+        if self.pending: self.load_state_dict(self.pending)
 
     def after_loss(self):
         "Add the distillation terms to the task loss"
@@ -165,7 +172,7 @@ class KnowledgeDistillation(TrainsAdapters):
         w = value_at(self.weight, self.pct_train)
         h = 1-w if self.hard_weight is None else value_at(self.hard_weight, self.pct_train)
         task = self.labels.loss(self.loss_grad, plain_loss(self.loss_func), self.pred) if self.labels else self.loss_grad if len(self.yb) else None
-        terms = self._terms(self.xb, pred, self.taps, self.pct_train, self._items(len(pred))) if w else [None]*len(self.terms)
+        terms = self._terms(self.xb, pred, self.taps, self.labels, self.pct_train, self._items(len(pred))) if w else [None]*len(self.terms)
         kd = sum(terms) if w else None
         total = total_loss(task, kd, h, w)
         self.means.add(len(pred), task_loss=task, **dict(zip(self.term_names, terms)), kd_loss=kd, total_loss=total, weight=w, hard_weight=h, **{k: m(self.pct_train) for k,m in self.learnt.items()})
@@ -177,15 +184,14 @@ class KnowledgeDistillation(TrainsAdapters):
         "Without targets fastai would skip the step; `DistillationColumns` takes this one out again"
         self.learn.yb,self.no_labels = (pred.flatten(1)[:,0] if pred.ndim>1 else pred,),True
 
-    def _terms(self, xb, pred, taps, pos, items):
+    def _terms(self, xb, pred, taps, labels, pos, items):
         "Each term times its weight, in the order of `terms`"
-        fs,axis,cols = taps and taps[0].pop(),self.task.axis,self.teachers.columns
-        self.teacher_preds = preds = [resize_logits(z, pred) for z in self.teachers(xb, axis, taps and taps[1])]
+        fs = taps and taps[0].pop()
+        self.teacher_preds = preds = self._taught(xb, pred, taps and taps[1])
         if self.first: self._check_preds(pred, preds)
         self.first = False
-        given = self._given(self.labels, pred)
         by_feature = iter(self.features(fs, taps[1].pop(), pos, items) if taps else ())
-        each = [next(by_feature) if isinstance(l, FeatureLoss) else pred_term(l, pred, preds, self.teachers.weights, cols, axis, pos, **given) for l in self.terms]
+        each = [next(by_feature) if isinstance(l, FeatureLoss) else self._pred_term(l, pred, preds, labels, pos) for l in self.terms]
         return [value_at(l.weight, pos)*o for l,o in zip(self.terms, each)]
 
     def _items(self, n): return item_numbers(self.dl, self.iter, n) if any(l.by_item for l in self.feature_terms) else None
@@ -193,7 +199,7 @@ class KnowledgeDistillation(TrainsAdapters):
     def _check_preds(self, pred, preds):
         cols = self.teachers.columns
         if cols is not None: pred = pred.index_select(self.task.axis, torch.tensor(cols, device=pred.device))
-        check_preds(self.task, pred, [resize_logits(z, pred) for z in preds], self.teachers)
+        check_preds(self.task, pred, preds, self.teachers)
 
     def before_step(self):
         "A loss that is not finite may be the teacher's fault"
@@ -228,8 +234,7 @@ class KnowledgeDistillation(TrainsAdapters):
         self._disarm()
         self.taps = self.labels = self.row = self.teacher_preds = None
         if self.saved is None: return
-        self.features,self.adapter_opt,sd = self.saved
-        self.saved = None
+        sd,self.saved = self.saved,None
         self.load_state_dict(sd)
 
     # What users look at
@@ -250,11 +255,9 @@ class KnowledgeDistillation(TrainsAdapters):
         b = valid_batch(learn)
         if b is None: return None
         xb,yb = b
-        if self.adapter_opt is None: self._make_trained(xb)
+        self._make_trained(xb)
         taps = self.features.taps() if self.features else None
         pred = student_pred(learn.model, xb, taps and taps[0])
-        self.labels = Labels(self.task, yb[0]) if len(yb) and isinstance(yb[0], Tensor) else None
-        with torch.no_grad(): terms = self._terms(xb, pred, taps, 0., torch.arange(len(pred)) % (getattr(self.dls.train, 'n', None) or len(pred)))
+        with torch.no_grad(): terms = self._terms(xb, pred, taps, self._labels(yb), 0., torch.arange(len(pred)) % (getattr(self.dls.train, 'n', None) or len(pred)))
         task = learn.loss_func(pred, *yb) if len(yb) else None
-        self.labels = None
         return dict(n=len(pred), task=task, terms=terms, scores=self._scores(yb, self.teacher_preds, pred))

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['crd', 'ContrastMemory', 'CRD']
 
-# %% ../nbs/16_contrastive.ipynb #1322eb10
+# %% ../nbs/16_contrastive.ipynb #dde36617
 import math
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
-from .feature_losses import FeatureLoss
-from .losses import check_param, full_precision, value_at
+from .feature_losses import FeatureLoss, pooled
+from .losses import check_count, check_param, full_precision, value_at
 
-# %% ../nbs/16_contrastive.ipynb #f6cb67c8
+# %% ../nbs/16_contrastive.ipynb #980042d0
 @full_precision
 def _scores(fs, ft, mem_s, mem_t, idx, tau):
     "Of the student's and the teacher's embeddings with the other's memory, (2, B, 1+m)"
@@ -47,9 +47,7 @@ def crd(
     x,n = _scores(fs, ft, mem_s, mem_t, idx, tau),len(mem_s)
     return _nce(x, _fresh_log_z(x, n) if log_z is None else log_z, n)
 
-# %% ../nbs/16_contrastive.ipynb #8dd1ddd6
-def _pooled(f): return f.flatten(2).mean(2) if f.ndim>2 else f
-
+# %% ../nbs/16_contrastive.ipynb #564a1d25
 class ContrastMemory(nn.Module):
     "Linear embeddings of student and teacher features, and the last embeddings of all training items; ValueError for fewer than two items"
     def __init__(self,
@@ -73,7 +71,7 @@ class ContrastMemory(nn.Module):
 
     def embed(self, fs, ft):
         "Embeddings (B, dim) of the features, averaged over positions and L2-normalised"
-        return [F.normalize(e(_pooled(f)), dim=1) for e,f in ((self.embed_s,fs), (self.embed_t,ft))]
+        return [F.normalize(e(pooled(f)), dim=1) for e,f in ((self.embed_s,fs), (self.embed_t,ft))]
 
     def check(self,
         items:Tensor, # numbers of the items in the batch, (B,)
@@ -119,12 +117,7 @@ class ContrastMemory(nn.Module):
             self.update(items, s, t, momentum)
         return _nce(x, log_z, n)
 
-# %% ../nbs/16_contrastive.ipynb #8946fdc1
-def _check_count(name, v):
-    if isinstance(v, bool) or not isinstance(v, int): raise TypeError(f"{name}={v!r}: give a whole number")
-    if v < 1: raise ValueError(f"{name}={v}: it must be at least 1")
-    return v
-
+# %% ../nbs/16_contrastive.ipynb #bb665d80
 class CRD(FeatureLoss):
     "Contrastive representation distillation, `crd` (Tian et al., 1910.10699), on the last pair, with trained embeddings and a memory of all training items; features (B, C, *)"
     use,by_item = 'last',True
@@ -136,7 +129,7 @@ class CRD(FeatureLoss):
         momentum:float=.5, # share of the old embedding in a remembered one, 0 to 1, or a schedule
         weight:float=.8 # factor of this term, or a schedule
     ):
-        super().__init__(crd, layers, weight, dim=_check_count('dim', dim), n_negatives=_check_count('n_negatives', n_negatives),
+        super().__init__(crd, layers, weight, dim=check_count('dim', dim), n_negatives=check_count('n_negatives', n_negatives),
                          tau=check_param('tau', tau, strict=True), momentum=check_param('momentum', momentum, high=1))
 
     def make_modules(self, pairs, at=None):

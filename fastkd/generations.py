@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['merged_learner', 'Ensemble', 'Generations', 'distill_chain', 'born_again', 'MatchInputs']
 
-# %% ../nbs/56_generations.ipynb #76854eae
+# %% ../nbs/56_generations.ipynb #05ca3cc7
 from copy import deepcopy
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
@@ -17,13 +17,13 @@ from fastai.learner import Learner
 from fastcore.basics import listify, patch
 from .callback import KnowledgeDistillation
 from .layers import unwrap
-from .losses import BinarySoftTarget, Logits, SoftTarget, check_param
-from .resume import Resume, check_count, resume_cbs
+from .losses import BinarySoftTarget, Logits, SoftTarget, check_count, check_param
+from .resume import Resume, resume_cbs
 from .task import plain_loss, task_of
 from .teacher import Teachers, merge_logits
 from torch import nn
 
-# %% ../nbs/56_generations.ipynb #de82b1ed
+# %% ../nbs/56_generations.ipynb #91fc9829
 class _Merged(nn.Module):
     "The predictions of `teachers`, merged, as those of one model; the models are no part of it, so that their flags stay"
     def __init__(self, teachers, task):
@@ -64,7 +64,7 @@ class Ensemble(list):
         "Loss and metrics of the mean of their probabilities"
         return self.learner.validate(ds_idx, dl=dl)
 
-# %% ../nbs/56_generations.ipynb #82fa9a2c
+# %% ../nbs/56_generations.ipynb #cee5f7bb
 class Generations:
     "What `distill_chain` and `born_again` return: `learners` in their order, `student`, `ensemble`, and `table` with a row per step"
     def __init__(self,
@@ -120,7 +120,7 @@ def _train_steps(steps, teacher, what, n_epoch, lr_max, loss, weight, hard_weigh
         t = learn
     return done,rows
 
-# %% ../nbs/56_generations.ipynb #c2f7ffea
+# %% ../nbs/56_generations.ipynb #edbeb46f
 def distill_chain(
     teacher, # a trained `Learner`, nn.Module, `Teacher`, or a list of them
     makes:list, # functions that each return a fresh `Learner`, from the largest to the student
@@ -139,7 +139,7 @@ def distill_chain(
     Teachers(teacher)
     return Generations(*_train_steps([(f'makes[{i}]', m) for i,m in enumerate(makes)], teacher, 'Step', n_epoch, lr_max, loss, weight, hard_weight, file, cbs))
 
-# %% ../nbs/56_generations.ipynb #5ff36621
+# %% ../nbs/56_generations.ipynb #b503dac6
 def born_again(
     make, # function that returns a fresh `Learner`, of the same architecture each time
     n_epoch:int, # epochs of each generation
@@ -159,7 +159,7 @@ def born_again(
     learners,rows = _train_steps([('make', make)]*generations, teacher, 'Generation', n_epoch, lr_max, loss, weight, hard_weight, file, cbs)
     return Generations(learners, rows + [_row('ensemble', learners, learners[-1])])
 
-# %% ../nbs/56_generations.ipynb #5d2b831e
+# %% ../nbs/56_generations.ipynb #0fdc71a1
 class MatchInputs(Callback):
     "Training batches without their labels, their inputs mixed; ValueError where an input is not made of real numbers"
     order,run_valid = MixHandler.order+.25,False

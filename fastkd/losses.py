@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['full_precision', 'position_mean', 'standardize_logits', 'soft_target', 'logits', 'binary_soft_target', 'value_at',
-           'check_param', 'DistillationLoss', 'SoftTarget', 'Logits', 'BinarySoftTarget', 'FunctionLoss', 'as_loss',
-           'as_losses']
+           'check_param', 'check_count', 'DistillationLoss', 'SoftTarget', 'Logits', 'BinarySoftTarget', 'FunctionLoss',
+           'as_loss', 'as_losses']
 
-# %% ../nbs/00_losses.ipynb #c875c358
+# %% ../nbs/00_losses.ipynb #e17eff7f
 import inspect, math
 from functools import partial, wraps
-from numbers import Real
+from numbers import Integral, Real
 import torch, torch.nn.functional as F
 from fastcore.basics import listify
 from torch import Tensor
 
-# %% ../nbs/00_losses.ipynb #1956fb16
+# %% ../nbs/00_losses.ipynb #7c928037
 def full_precision(f):
     "Decorator: run `f` outside autocast, its half-precision tensors turned to float32"
     def _up(o): return o.float() if isinstance(o, Tensor) and o.dtype in (torch.float16, torch.bfloat16) else o
@@ -25,7 +25,7 @@ def full_precision(f):
         with torch.autocast(dev, enabled=False): return f(*map(_up, args), **{k:_up(v) for k,v in kwargs.items()})
     return _inner
 
-# %% ../nbs/00_losses.ipynb #5b8f3df7
+# %% ../nbs/00_losses.ipynb #40933bf6
 def position_mean(
     x:Tensor, # one value per position, (B, *)
     mask:Tensor=None, # positions that count, (B, *) bool; None: all
@@ -41,7 +41,7 @@ def _check_logits(pred, teacher_pred, axis, low=2):
     if low>1 and pred.shape[axis] < low:
         raise ValueError(f"pred has {pred.shape[axis]} class on axis {axis} of {tuple(pred.shape)}, and a softmax over it is constant: use BinarySoftTarget for a single logit, Logits for regression")
 
-# %% ../nbs/00_losses.ipynb #b57ad559
+# %% ../nbs/00_losses.ipynb #e8842fd8
 def standardize_logits(
     z:Tensor, # logits, (B, C, *)
     axis:int=1, # class axis
@@ -65,7 +65,7 @@ def soft_target(
     s,t = F.log_softmax(pred/T, axis),F.log_softmax(teacher_pred/T, axis)
     return T**2 * position_mean(F.kl_div(s, t, reduction='none', log_target=True).sum(axis), mask)
 
-# %% ../nbs/00_losses.ipynb #fd3d8067
+# %% ../nbs/00_losses.ipynb #faeeeac5
 @full_precision
 def logits(
     pred:Tensor, # student logits or outputs, (B, C, *)
@@ -78,7 +78,7 @@ def logits(
     d = F.mse_loss(pred, teacher_pred, reduction='none')
     return d.mean() if mask is None else position_mean(d if d.ndim==1 else d.mean(axis), mask)
 
-# %% ../nbs/00_losses.ipynb #09002de9
+# %% ../nbs/00_losses.ipynb #1fba95c0
 @full_precision
 def binary_soft_target(
     pred:Tensor, # student logits, (B, C, *) or (B,)
@@ -93,7 +93,7 @@ def binary_soft_target(
     kl = sum(F.kl_div(F.logsigmoid(a), F.logsigmoid(b), reduction='none', log_target=True) for a,b in ((s,t), (-s,-t)))
     return T**2 * (kl.mean() if mask is None else position_mean(kl if kl.ndim==1 else kl.mean(axis), mask))
 
-# %% ../nbs/00_losses.ipynb #cbaa6ce9
+# %% ../nbs/00_losses.ipynb #a7c766d6
 def value_at(
     v, # number, or a function of training progress
     pos:float, # training progress, 0 to 1
@@ -110,11 +110,12 @@ def check_param(
     low:float=0., # smallest value
     high:float=math.inf, # largest value
     strict:bool=False, # must it be above `low`?
+    learnt:bool=False, # may it be trained, as a `LearnableT` is, within limits of its own?
 ):
     "`v` if it is a number from `low` to `high`, or a schedule whose values are; else a TypeError or ValueError"
     for pos in (0.,.5,1.,*(i/16 for i in range(1,16))) if callable(v) else (0.,):
         o = v(pos) if callable(v) else v
-        if isinstance(o, Tensor) and o.requires_grad: return v  # learnt in training, within its own limits
+        if learnt and isinstance(o, Tensor) and o.requires_grad: return v
         where = f" at training progress {pos}" if callable(v) else ""
         if isinstance(o, bool) or not isinstance(o, Real): raise TypeError(f"{name}={o!r}{where}: give a number, or a schedule of training progress such as SchedCos(1, 0.1)")
         if not (low < o if strict else low <= o) or not o <= high or math.isinf(o):
@@ -122,7 +123,16 @@ def check_param(
             raise ValueError(f"{name}={o:g}{where}: it must be finite and {lim}")
     return v
 
-# %% ../nbs/00_losses.ipynb #76e6358a
+def check_count(
+    name:str, # name, for the error
+    v, # a whole number
+)->int:
+    "`v` if it is a whole number, 1 or more; else TypeError or ValueError"
+    if isinstance(v, bool) or not isinstance(v, Integral): raise TypeError(f"{name}={v!r}: give a whole number, 1 or more")
+    if v < 1: raise ValueError(f"{name}={v}: give 1 or more")
+    return int(v)
+
+# %% ../nbs/00_losses.ipynb #481b980b
 _given = 'axis','mask','y','y1','lam'
 
 def _takes(f):
@@ -143,7 +153,7 @@ class DistillationLoss:
     ):
         self.func,self.names,(self.takes,self.needs) = func,list(hypers),_takes(func)
         self.weight = check_param('weight', weight)
-        if 'T' in hypers: check_param('T', hypers['T'], strict=True)
+        if 'T' in hypers: check_param('T', hypers['T'], strict=True, learnt=True)
         for k,v in hypers.items(): setattr(self, k, v)
 
     def hypers(self, pos:float=0.): # training progress, 0 to 1
@@ -159,7 +169,7 @@ class DistillationLoss:
     def name(self): return getattr(getattr(self.func, 'func', self.func), '__name__', type(self.func).__name__)
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={getattr(self,k)}' for k in self.names+['weight'])})"
 
-# %% ../nbs/00_losses.ipynb #0a6e2565
+# %% ../nbs/00_losses.ipynb #0ed26ef4
 class SoftTarget(DistillationLoss):
     "Soft targets, `soft_target` (Hinton et al., 1503.02531); logits (B, C, *)"
     def __init__(self,
@@ -182,7 +192,7 @@ class BinarySoftTarget(DistillationLoss):
         weight:float=1. # factor of this term, or a schedule
     ): super().__init__(binary_soft_target, weight, T=T)
 
-# %% ../nbs/00_losses.ipynb #208493c0
+# %% ../nbs/00_losses.ipynb #4aed4967
 class FunctionLoss(DistillationLoss):
     "A plain function `f(pred, teacher_pred)` as a loss; it may also take `axis`, `mask`, `y`, `y1` and `lam`; TypeError if it needs anything else"
     def __init__(self,
@@ -196,7 +206,7 @@ class FunctionLoss(DistillationLoss):
             raise TypeError(f"loss={self.name} needs the argument {odd[0]!r}, which is not among what a loss is given, {', '.join(_given)}: give it a default, or fix it with partial")
         self.T = getattr(f, 'keywords', {}).get('T', next((p.default for p in rest if p.name=='T' and p.default is not p.empty), 1.))
 
-# %% ../nbs/00_losses.ipynb #c628e001
+# %% ../nbs/00_losses.ipynb #93aed932
 def as_loss(
     o, # a loss, a loss class, a partial of one, or a plain function of (pred, teacher_pred)
 )->DistillationLoss:

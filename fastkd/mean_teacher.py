@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ema_update', 'MeanTeacher']
 
-# %% ../nbs/57_mean_teacher.ipynb #e74b2837
+# %% ../nbs/57_mean_teacher.ipynb #0d5ff84d
 from contextlib import contextmanager
 from copy import deepcopy
 import torch
@@ -14,7 +14,7 @@ from .layers import unwrap
 from .losses import check_param
 from torch import nn
 
-# %% ../nbs/57_mean_teacher.ipynb #34960d89
+# %% ../nbs/57_mean_teacher.ipynb #4640789e
 @torch.no_grad()
 def ema_update(
     average:nn.Module, # changed
@@ -27,10 +27,10 @@ def ema_update(
         if not a.is_floating_point(): a.copy_(b)
     if pairs := [(a,b) for a,b in pairs if a.is_floating_point()]: torch._foreach_lerp_(*map(list, zip(*pairs)), 1-decay)
 
-# %% ../nbs/57_mean_teacher.ipynb #3ed16e65
+# %% ../nbs/57_mean_teacher.ipynb #7fbc00f6
 class MeanTeacher(KnowledgeDistillation):
     "The teacher is an exponential moving average of the student (Tarvainen & Valpola, 1703.01780); ValueError if `decay` is not from 0 to below 1"
-    _shared = 'losses','terms'
+    _shared = ()
     def __init__(self,
         decay:float=.999, # share of the average that stays at each step, 0 to below 1
         loss=None, # as for `KnowledgeDistillation`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_peers', 'follow_hypers', 'MutualColumns', 'MutualLearning']
 
-# %% ../nbs/55_online.ipynb #924a487c
+# %% ../nbs/55_online.ipynb #62af4d4e
 from contextlib import contextmanager
 from copy import deepcopy
 import torch, torch.distributed as dist
@@ -15,14 +15,15 @@ from fastai.torch_core import cast
 from fastcore.basics import listify, patch
 from .attached import DistillationColumns, StaysHere
 from .callback import KnowledgeDistillation
+from .features import many_processes
 from .layers import unwrap
-from .losses import binary_soft_target, check_param, soft_target, value_at
+from .losses import binary_soft_target, check_count, check_param, soft_target, value_at
 from .maps import class_names, model_output
-from .resume import check_count, learner_state, load_learner_state, resume_cbs
+from .resume import learner_state, load_learner_state, resume_cbs
 from .task import Labels, plain_loss, task_of
 from torch import Tensor
 
-# %% ../nbs/55_online.ipynb #5cc4920b
+# %% ../nbs/55_online.ipynb #088dcc87
 def check_peers(
     learn, # `Learner`
     peers:list, # its peers
@@ -43,7 +44,6 @@ def check_peers(
 
 _compare = dict(single=soft_target, binary=binary_soft_target)
 def _ignored(task): return -100 if task.ignore_index is None else task.ignore_index
-def _many(): return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 def follow_hypers(
     opt, # an optimiser
@@ -54,7 +54,7 @@ def follow_hypers(
         vs = [h[k] for h in lead.hypers if k in h]
         if vs and k in opt.hypers[0]: opt.set_hyper(k, vs if len(vs)==len(opt.hypers) else float(vs[-1]))
 
-# %% ../nbs/55_online.ipynb #be30f758
+# %% ../nbs/55_online.ipynb #dbca6159
 class MutualColumns(DistillationColumns):
     "The validation of the peers as columns of the training table"
 
@@ -111,7 +111,7 @@ class MutualLearning(StaysHere):
         for p in self.peers:
             p.model.to(self.device)
             if p.opt is None: p.create_opt()
-            if _many(): [dist.broadcast(o.data, 0) for o in (*p.model.parameters(), *p.model.buffers())]
+            if many_processes(): [dist.broadcast(o.data, 0) for o in (*p.model.parameters(), *p.model.buffers())]
         self.streams = _new_streams(len(self.peers), self.device)
 
     def before_train(self):
@@ -192,8 +192,7 @@ class MutualLearning(StaysHere):
     def _others(self, i, preds):
         "How far prediction `i` is from the others, which count as constants"
         task,pos = self.labels.task,self.pct_train
-        mask = self.labels.mask
-        if mask is not None and mask.shape != preds[i].movedim(task.axis, -1).shape[:-1]: mask = None
+        mask = self.labels.given(preds[i])['mask']
         each = [_compare[task.kind](preds[i], z.detach(), T=value_at(self.T, pos), axis=task.axis, mask=mask) for j,z in enumerate(preds) if j != i]
         return sum(each)/len(each)
 
@@ -216,7 +215,7 @@ class MutualLearning(StaysHere):
             p.opt.zero_grad()
 
     def _step(self, p):
-        for o in p.model.parameters() if _many() else ():
+        for o in p.model.parameters() if many_processes() else ():
             if o.grad is not None: dist.all_reduce(o.grad.div_(dist.get_world_size()))
         follow_hypers(p.opt, self.opt)
         scaler = getattr(self.learn, 'scaler', None)
@@ -259,7 +258,7 @@ def _new_streams(n, device):
             res.append(_get_rng(device))
     return res
 
-# %% ../nbs/55_online.ipynb #6f1656b4
+# %% ../nbs/55_online.ipynb #0414d35b
 @patch
 def fit_mutual(self:Learner,
     peer, # a `Learner` for the same classes, or a list of them

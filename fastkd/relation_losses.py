@@ -5,19 +5,16 @@
 # %% auto #0
 __all__ = ['rkd', 'RKD', 'pkt', 'PKT', 'correlation_congruence', 'CorrelationCongruence']
 
-# %% ../nbs/11_relation_losses.ipynb #53beedf8
+# %% ../nbs/11_relation_losses.ipynb #61958625
 import math
 from functools import partial
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from .feature_losses import FeatureLoss, check_pair
+from .feature_losses import FeatureLoss, check_pair, pooled
 from .losses import check_param, full_precision
 
-# %% ../nbs/11_relation_losses.ipynb #3a7cf8eb
-def _vectors(*fs): return [f.flatten(2).mean(2) if f.ndim>2 else f for f in fs]
-
-# %% ../nbs/11_relation_losses.ipynb #318b59eb
+# %% ../nbs/11_relation_losses.ipynb #96d61193
 def _distances(f): return torch.cdist(f, f, compute_mode='donot_use_mm_for_euclid_dist')  # exact where items are near; its gradient is 0 at 0
 
 def _over_mean(d): # of different items
@@ -47,7 +44,7 @@ def rkd(
 )->Tensor: # scalar
     "Relational distillation (Park et al., 1904.05068): the batch's relative distances and its angles; ValueError for a batch of one"
     check_pair('rkd', fs, ft, low=2)
-    fs,ft = _vectors(fs, ft)
+    fs,ft = pooled(fs),pooled(ft)
     ds,dt = _distances(fs),_distances(ft)
     loss = distance * F.smooth_l1_loss(_over_mean(ds), _over_mean(dt))
     return loss + angle * _angle_loss(fs, ft, ds, dt) if angle else loss
@@ -62,7 +59,7 @@ class RKD(FeatureLoss):
         weight:float=1. # factor of this term, or a schedule
     ): super().__init__(rkd, layers, weight, distance=check_param('distance', distance), angle=check_param('angle', angle))
 
-# %% ../nbs/11_relation_losses.ipynb #a881226e
+# %% ../nbs/11_relation_losses.ipynb #764b455d
 def _neighbours(f, eps):
     "Probability of each item to be a neighbour of another, (B, B), rows sum to 1"
     n = f.norm(dim=1, keepdim=True)
@@ -78,7 +75,7 @@ def pkt(
 )->Tensor: # scalar, nats per pair of items
     "Probabilistic knowledge transfer (Passalis & Tefas, 1803.10837): divergence of the batch's similarities as probabilities; ValueError for a batch of one"
     check_pair('pkt', fs, ft, low=2)
-    p,q = [_neighbours(f, eps) for f in _vectors(fs, ft)]
+    p,q = [_neighbours(f, eps) for f in (pooled(fs),pooled(ft))]
     return (q * ((q+eps)/(p+eps)).log()).mean()
 
 class PKT(FeatureLoss):
@@ -90,7 +87,7 @@ class PKT(FeatureLoss):
         weight:float=30000. # factor of this term, or a schedule
     ): super().__init__(pkt, layers, weight, eps=check_param('eps', eps, strict=True))
 
-# %% ../nbs/11_relation_losses.ipynb #a5b92d66
+# %% ../nbs/11_relation_losses.ipynb #fef3dc05
 @full_precision
 def correlation_congruence(
     fs:Tensor, # student features, after the adapter, (B, C, *), averaged over positions
@@ -98,7 +95,7 @@ def correlation_congruence(
 )->Tensor: # scalar, squared units of the features
     "Correlation congruence, the simplified form (after Peng et al., 1904.01802): deviations of neighbours in the batch; ValueError for a batch of one"
     check_pair('correlation_congruence', fs, ft, low=2, channels=True)
-    fs,ft = _vectors(fs, ft)
+    fs,ft = pooled(fs),pooled(ft)
     d = (fs-ft).abs()
     return (d[:-1]*d[1:]).sum(1).mean()
 
@@ -112,8 +109,8 @@ class CorrelationCongruence(FeatureLoss):
 
     def make_modules(self, pairs:list, at=None)->nn.Module: # as in `FeatureLoss`
         "A linear layer per pair where widths differ"
-        return super().make_modules([_vectors(*p) for p in pairs], at)
+        return super().make_modules([tuple(map(pooled, p)) for p in pairs], at)
 
     def pairs_loss(self, modules:nn.Module, pairs:list, pos:float=0.)->Tensor: # as in `FeatureLoss`
         "The term, without its weight"
-        return super().pairs_loss(modules, [_vectors(*p) for p in pairs], pos)
+        return super().pairs_loss(modules, [tuple(map(pooled, p)) for p in pairs], pos)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Task', 'plain_loss', 'task_of', 'score', 'chance', 'Labels']
 
-# %% ../nbs/40_task.ipynb #6ba1fbb1
+# %% ../nbs/40_task.ipynb #2cb56346
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from fastai.torch_core import cast
 from .losses import BinarySoftTarget, Logits, SoftTarget, position_mean
 from torch import Tensor
 
-# %% ../nbs/40_task.ipynb #8d2b920a
+# %% ../nbs/40_task.ipynb #638aaff4
 _kinds = dict(
     single='CrossEntropyLoss cross_entropy NLLLoss nll_loss FocalLoss LabelSmoothingCrossEntropy DiceLoss',
     binary='BCEWithLogitsLoss binary_cross_entropy_with_logits MultiLabelSoftMarginLoss multilabel_soft_margin_loss',
@@ -58,7 +58,7 @@ def task_of(
     kw = getattr(loss_func, 'keywords', {})
     return Task(kind, name, getattr(loss_func, 'axis', 1), getattr(f, 'ignore_index', kw.get('ignore_index', -100 if name=='cross_entropy' else None)))
 
-# %% ../nbs/40_task.ipynb #8ffd9320
+# %% ../nbs/40_task.ipynb #99a579df
 def score(
     task:Task,
     pred:Tensor, # (B, C, *)
@@ -91,7 +91,7 @@ def _score(task, out, y):
     keep = _counts(task, y)
     return (out[keep] == y[keep]).float().mean().item() if keep.any() else None
 
-# %% ../nbs/40_task.ipynb #cd587730
+# %% ../nbs/40_task.ipynb #5bb20ac7
 class Labels:
     "The labels of one batch: which positions count, and the task loss over the labelled ones"
     def __init__(self,
@@ -120,9 +120,10 @@ class Labels:
         self.share = 1 - (lam*self.un.float() + (1-lam)*un1.float()).mean()
 
     def given(self,
-        shape, # of the positions, (B, *)
+        pred:Tensor, # predictions, (B, C, *)
     )->dict: # `mask` and `y`; under MixUp and CutMix `y1` and `lam`, too
         "What losses are told of the labels; those of positions without a label, or ignored, are below 0"
+        shape = pred.movedim(self.task.axis, -1).shape[:-1] if pred.ndim>1 else pred.shape  # of the positions
         res = dict(mask=self.mask if self.mask is not None and self.mask.shape==shape else None, y=self._below_0(self.raw, shape))
         if self.mix is not None: res.update(y1=self._below_0(cast(self.mix.yb1[0], Tensor), shape), lam=self.mix.lam)
         return res

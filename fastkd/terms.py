@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['resize_logits', 'pred_term', 'total_loss', 'EpochMeans']
 
-# %% ../nbs/48_terms.ipynb #7b7bf39f
+# %% ../nbs/48_terms.ipynb #9ccf6872
 import torch, torch.nn.functional as F
 from .losses import value_at
 from .teacher import merge_logits
 from torch import Tensor
 
-# %% ../nbs/48_terms.ipynb #30065fc3
+# %% ../nbs/48_terms.ipynb #88e1a5bf
 def resize_logits(
     z:Tensor, # logits, (B, C, h, w); other shapes are left alone
     pred:Tensor, # the student's, (B, C, H, W)
@@ -39,14 +39,14 @@ def pred_term(
 )->Tensor: # scalar
     "One loss on predictions; the teachers' probabilities are averaged at its temperature"
     T = value_at(getattr(loss, 'T', 1.), pos)
-    if 'y' in loss.needs: given.pop('mask', None)  # labels that do not count are below 0: under MixUp one mask cannot tell for both
+    if 'y1' in given and 'y' in loss.needs: given['mask'] = None  # labels that do not count are below 0; one mask cannot tell for both
     if columns is not None:
         given.update({k: _only(given[k], columns, pred.shape[axis]) for k in ('y','y1') if k in given})
         pred = pred.index_select(axis, torch.tensor(columns, device=pred.device))
     target = merge_logits(preds, weights, T, loss.act, axis) if preds else None
     return loss(pred, target, pos=pos, axis=axis, **given)
 
-# %% ../nbs/48_terms.ipynb #87e6dcd0
+# %% ../nbs/48_terms.ipynb #69e5562e
 def total_loss(
     task:Tensor, # task loss; None: no labels
     kd:Tensor, # sum of the distillation terms; None: not computed
@@ -57,7 +57,7 @@ def total_loss(
     parts = [w*o for w,o in ((hard_weight,task), (weight,kd)) if w and o is not None]
     return sum(parts) if parts else None
 
-# %% ../nbs/48_terms.ipynb #19eb7717
+# %% ../nbs/48_terms.ipynb #3708e68d
 class EpochMeans:
     "Means of named scalars over the items of an epoch, kept on their device"
     def __init__(self): self.sums,self.n = {},{}

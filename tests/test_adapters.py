@@ -92,6 +92,38 @@ def test_lr_find_gives_back_what_it_trained(dls, teacher, make, tmp_path):
     assert same(before, tensors(kd))
     eq(str(kd.adapter_opt.state_dict()['state'][0]['step']), steps)
 
+@pytest.mark.parametrize('with_opt', [True,False])
+@pytest.mark.parametrize('make', losses.values(), ids=losses)
+def test_loaded_adapters_outlast_an_lr_find_before_the_first_fit(dls, teacher, make, with_opt, tmp_path):
+    learn,kd = distilled(dls, teacher, make, tmp_path)
+    learn.fit(1, 1e-2)
+    kd.save_adapters('a')
+    def goes_on(*first):
+        other,kd2 = distilled(dls, teacher, make, tmp_path, seed=5)
+        kd2.load_adapters('a', with_opt)
+        for f in first: f(other)
+        set_seed(3)
+        other.fit(1, 1e-2)
+        return tensors(kd2)
+    assert same(goes_on(), goes_on(lambda l: l.lr_find(num_it=6, show_plot=False)))
+
+def test_a_copy_learns_a_temperature_of_its_own(dls, teacher, tmp_path):
+    learn,kd = distilled(dls, teacher, losses['learnt_T'], tmp_path)
+    learn.fit(1, 1e-1)
+    twin = deepcopy(learn)
+    T,T2 = [l.knowledge_distillation.terms[0].T for l in (learn,twin)]
+    before = T.theta.item()
+    assert T2.theta.item() == before
+    twin.fit(1, 1e-1)
+    assert T.theta.item() == before and T2.theta.item() != before
+
+def test_each_of_two_temperatures_under_one_name_is_learnt(dls, teacher, tmp_path):
+    Ts = [LearnableT(),LearnableT()]
+    learn,kd = distilled(dls, teacher, lambda: [ChannelWise(['0'], T=Ts[0]), ChannelWise(['0'], T=Ts[1], weight=2.)], tmp_path)
+    learn.fit(1, 1e-1)
+    assert all(T.theta.item() != LearnableT().theta.item() for T in Ts)
+    assert {'channel_wise_1_T','channel_wise_2_T'} <= set(kd.history)
+
 def test_copies_do_not_share_adapters(dls, teacher, tmp_path):
     learn,kd = distilled(dls, teacher, losses['several'], tmp_path)
     learn.fit(1, 1e-2)

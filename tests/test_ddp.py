@@ -52,7 +52,7 @@ def test_adapters_step_along_the_mean_of_the_gradients(monkeypatch):
     "With SGD, which Adam's scale-free step would not show; the other process has the same gradient"
     import fastkd.features as features
     from fastai.optimizer import SGD
-    monkeypatch.setattr(features, '_many', lambda: True)
+    monkeypatch.setattr(features, 'many_processes', lambda: True)
     for k,f in dict(broadcast=lambda *a: None, get_world_size=lambda: 2, all_reduce=lambda g: g.mul_(2)).items(): monkeypatch.setattr(features.dist, k, f)
     w = torch.nn.Parameter(torch.ones(2))
     opt = features.AdapterOpt([w], SGD)

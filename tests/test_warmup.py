@@ -3,6 +3,7 @@ import math
 import pytest, torch
 from fastai.callback.schedule import SchedCos, SchedLin, SchedNo, combine_scheds
 from fastkd.callback import KnowledgeDistillation
+from fastkd.label_losses import DecoupledKD
 from fastkd.losses import SoftTarget, check_param, soft_target, value_at
 from fastkd.warmup import LearnableT, warm_up
 from helpers import *
@@ -93,3 +94,7 @@ def test_lr_find_gives_the_temperature_back(dls, teacher):
 def test_summary_shows_the_temperature(dls, teacher):
     learn = student(dls, cbs=KnowledgeDistillation(teacher, SoftTarget(T=LearnableT(1., 3., init=0.))))
     assert 'LearnableT(1..3, now 2)' in learn.knowledge_distillation.summary()
+
+@pytest.mark.parametrize('make', [lambda t: KnowledgeDistillation(t, weight=LearnableT()), lambda t: SoftTarget(weight=LearnableT()), lambda t: DecoupledKD(alpha=LearnableT()), lambda t: warm_up(LearnableT())])
+def test_only_a_temperature_is_learnt(make, teacher):
+    with pytest.raises(TypeError, match='give a number, or a schedule'): make(teacher)
