@@ -12,8 +12,8 @@ import fastai.callback.progress, fastai.callback.schedule  # `no_bar`, `fit_one_
 from fastai.data.load import DataLoader
 from fastai.layers import ConvLayer, Flatten, nn
 from fastkd.all import *
-from fastkd.demo import paired_difference
-from fastkd.losses import FunctionLoss
+from fastkd.cli.demo import paired_difference
+from fastkd.losses.base import FunctionLoss
 from torchvision.datasets import MNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
 

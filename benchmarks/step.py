@@ -72,8 +72,8 @@ def fastai_round(args, make_cb=None):
     return _round
 
 def with_fastkd(args):
-    from fastkd.callback import KnowledgeDistillation
-    from fastkd.losses import SoftTarget
+    from fastkd.training.callback import KnowledgeDistillation
+    from fastkd.losses.soft_targets import SoftTarget
     return fastai_round(args, lambda teacher: KnowledgeDistillation(teacher, SoftTarget(T=T), weight=weight))
 
 def with_fasterai(args):

@@ -3,8 +3,8 @@ import inspect, re
 
 import pytest
 from fastcore.docments import docments
-from fastkd.feature_losses import FeatureLoss
-from fastkd.losses import DistillationLoss
+from fastkd.losses.base import DistillationLoss
+from fastkd.losses.features import FeatureLoss
 import fastkd.all as api
 
 public = {n: getattr(api, n) for n in api.__all__}
@@ -25,7 +25,7 @@ def hypers(f):
 def test_all_is_complete_sorted_and_each_loss_of_the_modules_is_public():
     import fastkd, importlib, pkgutil
     assert api.__all__ == sorted(api.__all__)
-    mods = [importlib.import_module(f'fastkd.{m.name}') for m in pkgutil.iter_modules(fastkd.__path__) if m.name not in ('__main__','_modidx','demo','cli')]
+    mods = [importlib.import_module(m.name) for m in pkgutil.walk_packages(fastkd.__path__, 'fastkd.') if m.name not in ('fastkd.__main__','fastkd._modidx')]
     found = {o for m in mods for o in vars(m).values() if isinstance(o, type) and issubclass(o, DistillationLoss) and o.__module__==m.__name__}
     assert {name(o) for o in found} - {'DistillationLoss','FeatureLoss','FunctionLoss'} == {name(o) for o in losses}
     assert len(losses) >= 25

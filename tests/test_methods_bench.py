@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from fastkd.all import KnowledgeDistillation
-from fastkd.losses import DistillationLoss
+from fastkd.losses.base import DistillationLoss
 import fastkd.all
 from helpers import *
 

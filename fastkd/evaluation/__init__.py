@@ -1,0 +1,1 @@
+"Predictions, however they came about"

@@ -1,0 +1,1 @@
+"Whatever is called a teacher, as one frozen predictor"

@@ -1,0 +1,1 @@
+"One fit: the callback and what it is made of"
