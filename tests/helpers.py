@@ -53,3 +53,12 @@ def student(dls, cs=(4,8), seed=1, n_out=3, p=0., **kwargs):
 def state(m): return {k: v.clone() for k,v in m.state_dict().items()}
 def same_state(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 def n_hooks(m): return sum(len(o._forward_hooks)+len(o._forward_pre_hooks)+len(o._backward_hooks)+('forward' in o.__dict__) for o in m.modules())
+
+class CPUMixedPrecision(MixedPrecision):
+    "fastai's `MixedPrecision`, which is for CUDA only, on a CPU"
+    @property
+    def name(self): return 'mixed_precision'
+    def before_fit(self):
+        self.kwargs['enabled'] = self.amp_mode == AMPMode.FP16
+        self.autocast,self.scales = torch.autocast('cpu', torch.float16 if self.kwargs['enabled'] else torch.bfloat16),L()
+        self.learn.scaler = torch.amp.GradScaler('cpu', **self.kwargs)

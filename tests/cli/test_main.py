@@ -69,7 +69,7 @@ def test_help_exits_with_0(args, capsys):
     assert all(o in text for o in (['[--out DIR]','[--seed N]','[--epochs N]','[--quick]'] if 'demo' in args else ['demo']))
 
 def test_help_does_not_load_torch():
-    src = "import sys; from fastkd.cli import main\ntry: main(['demo','--help'])\nexcept SystemExit: print('torch' in sys.modules, 'fastai' in sys.modules)"
+    src = "import sys; from fastkd.cli.main import main\ntry: main(['demo','--help'])\nexcept SystemExit: print('torch' in sys.modules, 'fastai' in sys.modules)"
     res = subprocess.run([sys.executable, '-c', src], capture_output=True, text=True)
     assert res.stdout.splitlines()[-1]=='False False'
 

@@ -6,6 +6,7 @@ from fastai.callback.schedule import SchedLin
 
 from fastkd.losses.base import as_loss
 from fastkd.losses.batch import *
+from fastkd.losses.batch import _gram_distance
 from fastkd.losses.soft_targets import soft_target
 
 torch.set_num_threads(1)

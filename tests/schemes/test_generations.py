@@ -6,8 +6,7 @@ from fastkd.losses.soft_targets import SoftTarget
 from fastkd.schemes.generations import born_again, distill_chain, MatchInputs
 from fastkd.training.callback import KnowledgeDistillation
 from helpers import *
-from test_online import learner
-from test_resume import Batches, Stop, net, same, vectors
+from interrupted import *
 from fastcore.test import test_close as close, test_eq as eq
 
 pytestmark = pytest.mark.filterwarnings('ignore:The teacher')

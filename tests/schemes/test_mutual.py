@@ -11,15 +11,8 @@ from fastkd.schemes.mutual import MutualLearning
 from fastkd.training.callback import KnowledgeDistillation
 from fastkd.training.resume import Resume
 from helpers import *
-from test_beside import CPUMixedPrecision
-from test_resume import Stop, alike, fresh, net, same, vectors
+from interrupted import *
 from fastcore.test import test_close as close, test_eq as eq
-
-def learner(model, dls=None, **kwargs):
-    learn = Learner(dls or vectors(), model, loss_func=kwargs.pop('loss_func', CrossEntropyLossFlat()), metrics=kwargs.pop('metrics', accuracy), **kwargs)
-    learn.remove_cb(ProgressCallback)
-    learn.logger = noop
-    return learn
 
 def pair(*ns, dls=None, p=0., make=net, **kwargs):
     "Learners with networks of the widths `ns`, on the same loaders, always in the same order"

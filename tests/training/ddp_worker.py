@@ -1,6 +1,8 @@
 "One process of `test_ddp.py`: trains a distilled student and saves what it ended with; arguments: output folder, number of processes"
 import os, sys
+from pathlib import Path
 os.environ['ACCELERATE_USE_CPU'] = 'true'
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the helpers
 import fastai.distributed as fd
 from fastai.distributed import *
 

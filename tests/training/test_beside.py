@@ -125,15 +125,6 @@ def test_mix_labels_of_minus_one_count_for_distillation_only(dls, teacher, mix, 
     for o in learn.spy.seen: close(o['loss'], o['f'], eps=1e-4)
 
 # Mixed precision
-class CPUMixedPrecision(MixedPrecision):
-    "fastai's `MixedPrecision`, which is for CUDA only, on a CPU"
-    @property
-    def name(self): return 'mixed_precision'
-    def before_fit(self):
-        self.kwargs['enabled'] = self.amp_mode == AMPMode.FP16
-        self.autocast,self.scales = torch.autocast('cpu', torch.float16 if self.kwargs['enabled'] else torch.bfloat16),L()
-        self.learn.scaler = torch.amp.GradScaler('cpu', **self.kwargs)
-
 class Moves(Callback):
     "The weights of student and adapter before and after every batch"
     order,run_valid = 55,False

@@ -8,7 +8,6 @@ from fastkd.all import *
 from fastkd.losses.base import DistillationLoss
 from fastkd.losses.features import FeatureLoss
 from helpers import *
-from test_beside import CPUMixedPrecision
 from fastcore.test import test_eq as eq
 
 import fastkd.all as fastkd_all
