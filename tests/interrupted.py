@@ -1,7 +1,7 @@
 "Small fits on vectors, ways to interrupt them, and what two of them must have in common"
 from fastai.callback.all import *
 from fastcore.test import test_eq as eq
-from fastkd.training.resume import learner_state
+from fastkd.training.checkpoint import learner_state
 from helpers import *
 
 class Stop(Callback):

@@ -1,1 +1,1 @@
-"Procedures of several fits"
+"Procedures without a trained teacher, or with several fits"

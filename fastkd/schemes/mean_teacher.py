@@ -46,18 +46,18 @@ class MeanTeacher(KnowledgeDistillation):
         "The average, in eval mode"
         return self.teachers[0].model
 
-    def _bind(self, learn):
+    def bind(self, learn):
         model = unwrap(learn.model)
         if self.student is not model:
             self.student,self.n_updates = model,0
             self.teachers[0].source = deepcopy(model).requires_grad_(False).eval()
-        super()._bind(learn)
+        super().bind(learn)
 
-    def _look_at_teacher(self): self.checked = self.dls  # it is as good as the student
+    def _look(self): self.looked_at = self.dls  # it is as good as the student
 
     def before_train(self):
         "The average starts from the student's weights"
-        if self.student is not unwrap(self.model): self._bind(self.learn)
+        if self.student is not unwrap(self.model): self.bind(self.learn)
         self.ema_model.to(next(self.model.parameters()).device)
         if not self.n_updates: ema_update(self.ema_model, self.student, 0.)
         super().before_train()

@@ -1,1 +1,1 @@
-"One fit: the callback and what it is made of"
+"The distillation callback and its parts"

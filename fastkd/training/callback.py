@@ -6,260 +6,155 @@
 __all__ = ['KnowledgeDistillation']
 
 # %% ../../nbs/training/00_callback.ipynb #57697193
-import copy, math, warnings
-import pandas as pd, torch, torch.distributed as dist
 from fastai.callback.mixup import MixHandler
-from fastai.torch_core import cast
 from fastcore.basics import PrettyString
-from ..losses.base import as_losses, check_param, value_at
-from ..losses.features import FeatureLoss
-from ..models.layers import is_compiled, unwrap
 from ..models.reading import model_output
-from ..teachers.teacher import merge_logits, Teachers
-from .checks import check_batches, check_features, check_labels, check_losses, check_models, check_preds, measure, scores, student_pred, valid_batch, verdicts
-from .columns import DistillationColumns, EpochMeans
+from ..teachers.teacher import Teachers
+from .attached import check_only_one
+from .checks import bind_to_learner, check_finite, check_labelled, check_losses, check_preds, look, warn_of_teacher
+from .columns import DistillationColumns, History
 from .describe import summary_lines
-from .features import FeaturePairs, item_numbers
-from .labels import Labels
-from .objective import pred_term, resize_logits, total_loss
-from .task import plain_loss, task_of
-from .trained import AdapterOpt, TrainsAdapters
-from torch import Tensor, nn
+from .features import item_numbers
+from .labels import active_mix, batch_labels, task_loss
+from .objective import Objective, taught, total_loss
+from .trained import SavesAdapters, Trained
+from torch import nn
 
 # %% ../../nbs/training/00_callback.ipynb #c4bf247b
-class KnowledgeDistillation(TrainsAdapters):
-    "Train the learner's model as the student of `teacher`; see `summary` for what is done"
+def _passed_on(owner, name):
+    "A property for the attribute `name` of the attribute `owner`, to read and to set"
+    def _set(self, v): setattr(getattr(self, owner), name, v)
+    return property(lambda self: getattr(getattr(self, owner), name), _set)
+
+class KnowledgeDistillation(SavesAdapters):
+    "Train the learner's model as the student of `teacher`; `summary` tells what will be done"
     order,run_valid,_shared = MixHandler.order+.5,False,('teachers',)
+    off,weight,hard_weight,losses,terms,task = (_passed_on('objective', o) for o in ('off','weight','hard_weight','losses','terms','task'))
+    features,learnt,adapter_opt,rows = (_passed_on(*o.split('.')) for o in ('trained.features','trained.learnt','trained.opt','records.rows'))
     def __init__(self,
-        teacher=None, # Learner, nn.Module, `Teacher`, or a list of them (an ensemble); None: only with losses that need none, such as `TeacherFree`
+        teacher=None, # Learner, nn.Module, `Teacher`, or a list of them (an ensemble); None: if no loss needs one, as `TeacherFree`
         loss=None, # a loss, a list of losses, a class, a partial or a function of (pred, teacher_pred); None: by the student's task
         weight:float=.5, # share of the distillation terms, or a schedule of training progress such as SchedCos(1, 0.1)
-        hard_weight:float=None, # None: total = (1-weight)·task + weight·kd; a number or a schedule: total = hard_weight·task + weight·kd
+        hard_weight:float=None, # share of the task loss, or a schedule; None: 1-weight
         from_learner=None, # not needed: the kind of teacher is recognised by itself
         teacher_weights:list=None, # weights of an ensemble's teachers; None: equal
     ):
-        self.losses = None if loss is None else as_losses(loss)
-        check_losses(self.losses, teacher)
+        self.objective = Objective(loss, weight, hard_weight)
+        check_losses(self.objective.losses, teacher)
         self.teachers = Teachers(teacher, teacher_weights)
-        self.weight = check_param('weight', weight, high=1. if hard_weight is None else math.inf)
-        self.hard_weight = None if hard_weight is None else check_param('hard_weight', hard_weight)
-        self.rows,self.row,self.no_labels,self.fits,self.terms = [],None,False,0,None
-        self.features = self.taps = self.adapter_opt = self.saved = self.pending = self.labels = self.teacher_preds = self.checked = None
-        self.means,self.col_helper,self.learnt,self.fresh,self.first = EpochMeans(),DistillationColumns(self),nn.ModuleDict(),True,True
+        self.trained,self.records = Trained(),History()
+        self.columns = DistillationColumns(self.records)
+        self.labels = None # `Labels` of the present batch
+        self.teacher_preds = None # each teacher's predictions for the last batch
+        self.looked_at = None # the data on which the teacher was looked at
+        self.fresh = True # has no epoch of the present fit begun?
 
-    # Attaching: `add_cb` sets `learn`; `remove_cb`, also at the end of an interrupted `fit(cbs=…)`, sets it to None
-    @property
-    def learn(self): return self.__dict__.get('_learn')
-    @learn.setter
-    def learn(self, learn):
-        if learn is None: return self._detach()
-        if self.learn is not None:
-            raise ValueError(f"cbs: this {type(self).__name__} is in " + ("this learner already: add it once" if self.learn is learn else "another learner: make a new one, or take it out there with remove_cb"))
-        if any(isinstance(c, KnowledgeDistillation) for c in learn.cbs):
-            raise ValueError("cbs: the learner has a KnowledgeDistillation already: give one the list of teachers or of losses, or take the other out with learn.remove_cb(KnowledgeDistillation)")
-        self._bind(learn)
-        self.__dict__['_learn'] = learn
-        learn.add_cb(self.col_helper)
+    # Joining and leaving a learner
+    def check_learner(self, learn):
+        check_only_one(self, learn, KnowledgeDistillation, _one_is_enough)
+        self.bind(learn)
 
-    def _detach(self):
-        old,self.__dict__['_learn'] = self.learn,None
+    def attached(self, learn): learn.add_cb(self.columns)
+
+    def detached(self, learn):
         self._tidy()
-        if old is not None: old.remove_cb(self.col_helper)
+        learn.remove_cb(self.columns)
 
-    def _bind(self, learn):
-        "Fit teachers and losses to the learner's data and model; what cannot be right is an error here"
-        self.task = task_of(learn.loss_func)
-        self.terms = self.losses or [self.task.default_loss]
-        check_models(learn.model, self.teachers)
-        self.teachers.bind(learn.dls, self.task.kind != 'regression')
-        self.feature_terms = [l for l in self.terms if isinstance(l, FeatureLoss)]
-        check_features(learn, self.teachers, self.feature_terms)
-        check_labels(learn, self.task, self.terms)
-        names = [l.name for l in self.terms]
-        self.term_names = [n if names.count(n)==1 else f"{n}_{names[:i].count(n)+1}" for i,n in enumerate(names)]
-        self.columns = ['task_loss'] + self.term_names
-        self.learnt = nn.ModuleDict({f'{n}_T': l.T for n,l in zip(self.term_names, self.terms) if isinstance(getattr(l, 'T', None), nn.Module)})
-        self.needs_labels = [l.name for l in self.terms if 'y' in l.needs]
+    def bind(self, learn):
+        "Fit losses and teachers to the learner's data and model; ValueError for what cannot be right"
+        bind_to_learner(learn, self.teachers, self.objective)
+        self.trained.learnt = nn.ModuleDict(self.objective.learnt)
+        self.records.columns = self.objective.columns
 
     # A fit
-    @property
-    def off(self): return self.hard_weight is None and not callable(self.weight) and self.weight == 0
-
-    def before_fit(self):
-        "A fit, or a validation, starts"
-        self._tidy()
-        self.fresh = True
+    def before_fit(self): self._tidy()
 
     def before_train(self):
-        "Get the teacher ready; look at it once"
         if self.off: return
-        self.means = EpochMeans()
         if self.fresh: self._start()
         self.teachers.reset()
 
     def _start(self):
-        self.fresh,self.first = False,True
-        self._bind(self.learn)
-        self._to(next(self.model.parameters()).device)
-        if hasattr(self.learn, 'lr_finder'): self.saved = copy.deepcopy(self.state_dict())
-        else: self.fits += 1
-        if self.checked is not self.dls: self._look_at_teacher()
-        if self.features and self.features.student is not unwrap(self.model): self.features = self.adapter_opt = None
-        if self.feature_terms and any(map(is_compiled, (self.model, *(o.model for o in self.teachers)))): torch._dynamo.reset()  # compiled code ignores hooks added later
+        "Once in a fit: look at the teacher, and get ready for the first batch"
+        self.fresh = False
+        self.bind(self.learn)
+        self.trained.prepare(self.learn, self.objective, self.teachers)
+        if hasattr(self.learn, 'lr_finder'): self.trained.keep()
+        else: self.records.fits += 1
+        if self.looked_at is not self.dls: self._look()
 
-    def _to(self, device):
-        self.teachers.to(device)
-        self.learnt.to(device)
-
-    def _look_at_teacher(self):
-        self.checked = self.dls
-        b = None if dist.is_available() and dist.is_initialized() else valid_batch(self.learn)
-        if b is None: return
-        pred = student_pred(self.model, b[0])
-        preds = self._taught(b[0], pred)
-        self._check_preds(pred, preds)
-        check_batches(self.dls.train, self.terms, pred, self.task.axis)
-        if len(pred) > 1: self._try(pred, preds, self._labels(b[1]))
-        r = self._scores(b[1], preds, pred)
-        for v in verdicts(r, measure(self.task)) if r else []: warnings.warn(v, stacklevel=2)
-
-    def _taught(self, xb, pred, taps=None):
-        "What each teacher predicts, at the size of the student's `pred`"
-        return [resize_logits(z, pred) for z in self.teachers(xb, self.task.axis, taps)]
-
-    def _labels(self, yb, mix=None): return Labels(self.task, cast(yb[0], Tensor), mix) if len(yb) and isinstance(yb[0], Tensor) else None
-
-    def _try(self, pred, preds, labels):
-        "What a loss on predictions cannot do is an error before the first step"
-        for l in self.terms:
-            if isinstance(l, FeatureLoss) or l.needs and labels is None: continue
-            with torch.no_grad(): self._pred_term(l, pred, preds, labels, 0.)
-
-    def _pred_term(self, loss, pred, preds, labels, pos):
-        return pred_term(loss, pred, preds, self.teachers.weights, self.teachers.columns, self.task.axis, pos, **(labels.given(pred) if labels else {}))
-
-    def _scores(self, yb, preds, s_pred):
-        "Of the teachers and the student; None where there are no labels, or the teachers miss some classes"
-        if not len(yb) or not isinstance(yb[0], Tensor) or not preds or self.teachers.columns is not None: return None
-        act = dict(single='softmax', binary='sigmoid').get(self.task.kind)
-        return scores(self.task, yb[0], merge_logits(preds, self.teachers.weights, act=act, axis=self.task.axis), s_pred)
+    def _look(self):
+        self.looked_at = self.dls
+        warn_of_teacher(look(self.learn, self.teachers, self.objective))
 
     # A batch
     def before_batch(self):
-        "Hide labels of -1 from the task loss; be ready to record the student's layers"
+        "Hide labels of -1 from the task loss, and get ready to record the student's layers"
         self.labels = None
         if self.off: return
-        if self.needs_labels and not len(self.yb): raise ValueError(f"loss={self.needs_labels[0]} needs labels, but batch {self.iter} has none: give labels, or take a loss without, such as SoftTarget")
-        self._make_trained(self.xb)
-        self.labels = self._labels(self.yb, next((c for c in self.learn.cbs if isinstance(c, MixHandler) and getattr(c, 'stack_y', False) and c.run), None))
+        check_labelled(self.objective.needs_labels, self.yb, self.iter)
+        self.trained.make(self.learn, self.objective, self.teachers, self.xb)
+        self.labels = batch_labels(self.objective.task, self.yb, active_mix(self.learn))
         if self.labels: self.learn.yb = (self.labels.y, *self.yb[1:])
-        if self.features:
-            self.taps = self.taps or self.features.taps()
-            self.taps[0].arm(self.model)
-
-    def _make_trained(self, xb):
-        "Pair the layers, and make what is trained beside the student with an optimiser of its own"
-        if self.adapter_opt or not (self.feature_terms or self.learnt): return
-        if self.feature_terms and self.features is None:
-            xb = tuple(cast(o, Tensor) if isinstance(o, Tensor) else o for o in xb)
-            self.features = FeaturePairs(self.feature_terms, unwrap(self.model), self.teachers[0], xb, getattr(self.dls.train, 'n', None))
-        if self.pending: self.load_state_dict(self.pending)
-        if ps := (self.features.params if self.features else []) + list(self.learnt.parameters()): self.adapter_opt = AdapterOpt(ps, self.learn.opt_func)
-        if self.pending: self.load_state_dict(self.pending)
+        self.trained.arm(self.model)
 
     def after_loss(self):
         "Add the distillation terms to the task loss"
         if self.off: return
-        pred = model_output(self.pred)
-        w = value_at(self.weight, self.pct_train)
-        h = 1-w if self.hard_weight is None else value_at(self.hard_weight, self.pct_train)
-        task = self.labels.loss(self.loss_grad, plain_loss(self.loss_func), self.pred) if self.labels else self.loss_grad if len(self.yb) else None
-        terms = self._terms(self.xb, pred, self.taps, self.labels, self.pct_train, self._items(len(pred))) if w else [None]*len(self.terms)
-        kd = sum(terms) if w else None
-        total = total_loss(task, kd, h, w)
-        self.means.add(len(pred), task_loss=task, **dict(zip(self.term_names, terms)), kd_loss=kd, total_loss=total, weight=w, hard_weight=h, **{k: m(self.pct_train) for k,m in self.learnt.items()})
-        if task is None: self._stand_in_for_labels(pred.detach())
+        pred,pos = model_output(self.pred),self.pct_train
+        weight,hard_weight = self.objective.weights(pos)
+        task = task_loss(self.learn, self.labels)
+        terms = self._terms(pred, pos) if weight else {}
+        kd = sum(terms.values()) if weight else None
+        total = total_loss(task, kd, hard_weight, weight)
+        self.records.means.add(len(pred), task_loss=task, **terms, kd_loss=kd, total_loss=total, weight=weight, hard_weight=hard_weight,
+                               **{k: T(pos) for k,T in self.trained.learnt.items()})
+        if task is None: self.columns.stand_in(pred.detach())
         self.learn.loss_grad = pred.sum()*0 if total is None else total
         self.learn.loss = self.loss_grad.clone()
 
-    def _stand_in_for_labels(self, pred):
-        "Without targets fastai would skip the step; `DistillationColumns` takes this one out again"
-        self.learn.yb,self.no_labels = (pred.flatten(1)[:,0] if pred.ndim>1 else pred,),True
-
-    def _terms(self, xb, pred, taps, labels, pos, items):
-        "Each term times its weight, in the order of `terms`"
-        fs = taps and taps[0].pop()
-        self.teacher_preds = preds = self._taught(xb, pred, taps and taps[1])
-        if self.first: self._check_preds(pred, preds)
-        self.first = False
-        by_feature = iter(self.features(fs, taps[1].pop(), pos, items) if taps else ())
-        each = [next(by_feature) if isinstance(l, FeatureLoss) else self._pred_term(l, pred, preds, labels, pos) for l in self.terms]
-        return [value_at(l.weight, pos)*o for l,o in zip(self.terms, each)]
-
-    def _items(self, n): return item_numbers(self.dl, self.iter, n) if any(l.by_item for l in self.feature_terms) else None
-
-    def _check_preds(self, pred, preds):
-        cols = self.teachers.columns
-        if cols is not None: pred = pred.index_select(self.task.axis, torch.tensor(cols, device=pred.device))
-        check_preds(self.task, pred, preds, self.teachers)
+    def _terms(self, pred, pos):
+        "Each term times its weight, by name"
+        objective,features,first = self.objective,self.trained.features,self.teacher_preds is None
+        self.teacher_preds = taught(self.teachers, self.xb, pred, objective.task.axis, features and features.recording[1])
+        if first: check_preds(objective.task, pred, self.teacher_preds, self.teachers)
+        items = item_numbers(self.dl, self.iter, len(pred)) if objective.by_item else None
+        on_features = features.recorded(pos, items) if features else ()
+        return objective(pred, self.teacher_preds, self.teachers, self.labels, pos, on_features)
 
     def before_step(self):
-        "A loss that is not finite may be the teacher's fault"
-        if self.off or self.learn.loss.isfinite(): return
-        for o,z in zip(self.teachers, self.teacher_preds or []):
-            if not z.isfinite().all(): raise ValueError(f"teacher={o.name}: some of its predictions for batch {self.iter} are nan or inf: check its weights and this batch's items, or use MixedPrecision('bf16') if they overflow in float16")
+        "If the loss is not finite, the teacher may be the cause"
+        if not (self.off or self.learn.loss.isfinite()): check_finite(self.teachers, self.teacher_preds or [], self.iter)
 
     def after_step(self):
         "Train the adapters, before the loss scale is updated"
-        if self.adapter_opt: self.adapter_opt.step(self.opt.hypers[-1]['lr'], getattr(self.learn, 'scaler', None))
+        self.trained.step(self.opt.hypers[-1]['lr'], getattr(self.learn, 'scaler', None))
 
     def after_cancel_step(self):
-        "The student's step is skipped, as on overflow in float16: so is the adapters'"
-        if self.adapter_opt: self.adapter_opt.clear()
+        "If the student's step is skipped, as on overflow in float16, so is the adapters'"
+        self.trained.clear()
 
-    def after_cancel_batch(self): self._disarm()
-
-    def after_train(self):
-        "One row of the history per epoch"
-        if self.off or hasattr(self.learn, 'lr_finder'): return
-        self.row = self.means.means()
-        self.rows.append({'fit':self.fits-1, 'epoch':self.epoch, **self.row})
-
+    def after_cancel_batch(self): self.trained.disarm()
     def after_fit(self): self._tidy()
 
-    # Undoing
-    def _disarm(self):
-        if self.taps: self.taps[0].disarm()
-
     def _tidy(self):
-        "Leave nothing on the models; give the adapters back what a mock training took"
-        self._disarm()
-        self.taps = self.labels = self.row = self.teacher_preds = None
-        if self.saved is None: return
-        sd,self.saved = self.saved,None
-        self.load_state_dict(sd)
+        "Leave nothing on the models, and undo what a mock training did to the adapters"
+        self.trained.tidy()
+        self.labels = self.teacher_preds = None
+        self.fresh = True
 
-    # What users look at
+    # For users
     @property
     def history(self):
-        "DataFrame, a row per epoch of every fit: `task_loss`, each term times its weight, their sum `kd_loss`, `total_loss`, and the mean weights"
-        return pd.DataFrame(self.rows)
+        "DataFrame, a row per epoch of every fit: `task_loss`, each term times its weight, their sum `kd_loss`, `total_loss`, the mean weights"
+        return self.records.table
 
     def summary(self):
         "What is paired with what, and how large each term is, on one validation batch; nothing is trained"
-        if self.learn is None: raise ValueError("summary: this KnowledgeDistillation is in no learner: pass it as cbs, or to learn.add_cb, first")
-        self._bind(self.learn)
-        self._to(next(self.learn.model.parameters()).device)
-        return PrettyString('\n'.join(summary_lines(self, self._try_batch(self.learn))))
+        self.need_learner('summary')
+        self.bind(self.learn)
+        self.trained.prepare(self.learn, self.objective, self.teachers)
+        seen = look(self.learn, self.teachers, self.objective, self.trained)
+        return PrettyString('\n'.join(summary_lines(self.learn, self.teachers, self.objective, self.trained.features, seen)))
 
-    def _try_batch(self, learn):
-        "The terms on one validation batch: a dict, or None where there is none"
-        b = valid_batch(learn)
-        if b is None: return None
-        xb,yb = b
-        self._make_trained(xb)
-        taps = self.features.taps() if self.features else None
-        pred = student_pred(learn.model, xb, taps and taps[0])
-        with torch.no_grad(): terms = self._terms(xb, pred, taps, self._labels(yb), 0., torch.arange(len(pred)) % (getattr(self.dls.train, 'n', None) or len(pred)))
-        task = learn.loss_func(pred, *yb) if len(yb) else None
-        return dict(n=len(pred), task=task, terms=terms, scores=self._scores(yb, self.teacher_preds, pred))
+_one_is_enough = "give one the list of teachers or of losses, or take the other out with learn.remove_cb(KnowledgeDistillation)"

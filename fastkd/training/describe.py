@@ -8,44 +8,49 @@ __all__ = ['formula', 'summary_lines']
 # %% ../../nbs/training/07_describe.ipynb #811f0ab8
 from ..losses.features import FeatureLoss
 from ..models.layers import unwrap
-from .checks import measure, verdicts
+from .checks import measure
 
 # %% ../../nbs/training/07_describe.ipynb #18100f56
 def formula(
-    kd, # `KnowledgeDistillation`
+    objective, # `Objective`, bound to a task
 )->str:
     "The total loss with its weights"
-    w = 'weight' if callable(kd.weight) else f'{kd.weight:g}'
-    h = '(1-weight)' if callable(kd.weight) else f'{1-kd.weight:g}'
-    if kd.hard_weight is not None: h = 'hard_weight' if callable(kd.hard_weight) else f'{kd.hard_weight:g}'
-    ws = [f"{'weight' if callable(l.weight) else f'{l.weight:g}'}·{n}" for l,n in zip(kd.terms, kd.term_names)]
-    return f"{h}·task + {w}·({' + '.join(ws)})" + ("; weight goes from {:g} to {:g}".format(kd.weight(0.), kd.weight(1.)) if callable(kd.weight) else '')
+    def _text(w, name): return name if callable(w) else f'{w:g}'
+    w = objective.weight
+    h = ('(1-weight)' if callable(w) else f'{1-w:g}') if objective.hard_weight is None else _text(objective.hard_weight, 'hard_weight')
+    terms = ' + '.join(f"{_text(l.weight, 'weight')}·{n}" for l,n in zip(objective.terms, objective.names))
+    return f"{h}·task + {_text(w, 'weight')}·({terms})" + (f"; weight goes from {w(0.):g} to {w(1.):g}" if callable(w) else '')
 
+# %% ../../nbs/training/07_describe.ipynb #db0f29ad
 def summary_lines(
-    kd, # `KnowledgeDistillation` in a learner
-    batch:dict=None, # the terms on a validation batch: `n`, `task`, `terms` and `scores`; None: there was none
+    learn, # the student's `Learner`
+    teachers, # `Teachers`
+    objective, # `Objective`
+    features=None, # `FeaturePairs`
+    seen:dict=None, # from `look`; None: there is no validation batch
 ):
     "The lines of `summary()`"
-    yield f"Student: {type(unwrap(kd.learn.model)).__name__}, {_n_params(kd.learn.model)}"
-    yield from _teacher_lines(kd)
-    yield f"Task: {kd.task}"
-    yield f"Loss: {formula(kd)}"
-    yield from _batch_lines(kd, **batch) if batch else ["There is no validation batch to try the terms on"]
+    yield f"Student: {type(unwrap(learn.model)).__name__}, {_n_params(learn.model)}"
+    yield from _teacher_lines(teachers)
+    yield f"Task: {objective.task}"
+    yield f"Loss: {formula(objective)}"
+    if seen is None: yield "There is no validation batch to try the terms on"
+    else: yield from _batch_lines(teachers, objective, features, **seen)
 
-def _teacher_lines(kd):
-    for o,w in zip(kd.teachers, kd.teachers.weights):
-        yield f"Teacher: {o.name}, {_n_params(o.model)}" + (f", weight {w:.3g}" if len(kd.teachers)>1 else '')
+def _teacher_lines(teachers):
+    for o,w in zip(teachers, teachers.weights):
+        yield f"Teacher: {o.name}, {_n_params(o.model)}" + (f", weight {w:.3g}" if len(teachers)>1 else '')
         yield from (f"  {n}" for n in o.notes or ["inputs and classes: as the student's"])
-    if not len(kd.teachers): yield "Teacher: none"
+    if not len(teachers): yield "Teacher: none"
 
-def _batch_lines(kd, n, task, terms, scores):
-    yield f"On one validation batch of {n}, before training: " + (f"task loss {task.item():.4g}" if task is not None else "no labels")
-    for l,nm,v in zip(kd.terms, kd.term_names, terms):
-        yield f"  {nm}: {v.item():.4g} with its weight, {l!r}"
-        if isinstance(l, FeatureLoss): yield from (f"    {o}" for o in kd.features.describe(l))
-    m = measure(kd.task)
-    if scores: yield f"  {m}: teacher {scores['teacher']:.3f}, student {scores['student']:.3f}, best constant answer {scores['chance']:.3f}"
-    elif len(kd.teachers): yield "  The teacher's accuracy cannot be measured on this batch"
-    yield from (f"Warning: {v}" for v in (verdicts(scores, m) if scores else []))
+def _batch_lines(teachers, objective, features, n, task_loss, terms, scores, warnings):
+    yield f"On one validation batch of {n}, before training: " + ("no labels" if task_loss is None else f"task loss {task_loss.item():.4g}")
+    for l,(name,v) in zip(objective.terms, terms.items()):
+        yield f"  {name}: {'not measured' if v is None else f'{v.item():.4g} with its weight'}, {l!r}"
+        if isinstance(l, FeatureLoss): yield from (f"    {o}" for o in features.describe(l))
+    if scores: yield f"  {measure(objective.task)}: teacher {scores['teacher']:.3f}, student {scores['student']:.3f}, " \
+                     f"best constant answer {scores['chance']:.3f}"
+    elif len(teachers): yield "  The teacher's accuracy cannot be measured on this batch"
+    yield from (f"Warning: {o}" for o in warnings)
 
 def _n_params(m): return f"{sum(p.numel() for p in m.parameters()):,} parameters"

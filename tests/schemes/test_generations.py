@@ -1,4 +1,4 @@
-"Chains, generations and function matching: who teaches whom, what labels do, and that an interrupted call goes on"
+"Chains, generations and function matching: who teaches whom, the effect of labels, and resuming after an interruption"
 import pytest
 from fastai.callback.all import *
 
@@ -18,7 +18,7 @@ def teacher(n=16, epochs=6):
     return learn
 
 def maker(n=8, dls=None, path=None, log=None, **kwargs):
-    "A function that makes a student; what it made is in `made`"
+    "A function that creates students and keeps them in `made`"
     def make():
         make.made.append(learner(net(n), dls or vectors(), **({} if path is None else dict(path=path)), **kwargs))
         return make.made[-1]
@@ -26,9 +26,11 @@ def maker(n=8, dls=None, path=None, log=None, **kwargs):
     return make
 
 class Teachers(Callback):
-    "The teacher of each fit, and how many epochs"
+    "Record the teacher and the number of epochs of each fit"
     def __init__(self): self.seen = []
-    def before_fit(self): self.seen.append((self.learn.knowledge_distillation.teachers[0].source if hasattr(self.learn, 'knowledge_distillation') else None, self.n_epoch))
+    def before_fit(self):
+        kd = getattr(self.learn, 'knowledge_distillation', None)
+        self.seen.append((kd.teachers[0].source if kd else None, self.n_epoch))
 
 # Who teaches whom
 def test_chain_each_learns_from_the_one_before():
@@ -50,7 +52,7 @@ def test_chain_is_one_distillation_after_the_other():
     for n in 8,5:
         if n == 8:
             learn = maker(8)()
-            t.validate()  # the table's first row; loaders draw a random number
+            t.validate()  # for the table's first row; iterating a loader draws a random number
         else: learn = maker(5)()
         learn.fit_one_cycle(2, 1e-2, cbs=KnowledgeDistillation(by_hand[-1], SoftTarget(T=2.), weight=.7))
         learn.validate()
@@ -70,7 +72,8 @@ def test_teacher_is_only_read_and_may_be_a_module_or_an_ensemble():
     a.model.train(); b.model.eval()
     before = state(a.model),state(b.model)
     for t in [a.model,b.model],[a,b],b.model: res = distill_chain(t, [maker(5)], 1, 1e-2)
-    assert a.model.training and not b.model.training and same_state(before[0], state(a.model)) and same_state(before[1], state(b.model))
+    assert a.model.training and not b.model.training
+    assert same_state(before[0], state(a.model)) and same_state(before[1], state(b.model))
     eq(res.table.step.tolist(), ['teacher',1])
 
 def test_generations_first_from_labels_then_each_from_the_one_before():
@@ -94,13 +97,16 @@ def test_ensemble_is_the_mean_of_the_probabilities():
     mean = sum(l.get_preds()[0] for l in res.learners)/3
     assert torch.allclose(probs, mean, atol=1e-6)
     row = res.table.iloc[-1]
-    close([row.valid_loss, row.accuracy], [F.nll_loss(mean.log(), y).item(), (mean.argmax(1)==y).float().mean().item()], eps=1e-5)
+    want = [F.nll_loss(mean.log(), y).item(), (mean.argmax(1)==y).float().mean().item()]
+    close([row.valid_loss, row.accuracy], want, eps=1e-5)
     close(res.ensemble.validate(), [row.valid_loss, row.accuracy], eps=1e-6)
     eq(row.parameters, 3*res.table.parameters[0])
     seen = []
     class Total(Callback):
         order,run_valid = KnowledgeDistillation.order+.1,False
-        def after_loss(self): seen.append((self.learn.loss.item(), F.kl_div(self.pred.log_softmax(1), sum(m.model.eval()(self.xb[0]).softmax(1) for m in res.learners)/3, reduction='batchmean').item()))
+        def after_loss(self):
+            target = sum(m.model.eval()(self.xb[0]).softmax(1) for m in res.learners)/3
+            seen.append((self.learn.loss.item(), F.kl_div(self.pred.log_softmax(1), target, reduction='batchmean').item()))
     student = learner(net(4))
     student.fit(1, 1e-2, cbs=[KnowledgeDistillation(res.ensemble, SoftTarget(T=1.), weight=1.), Total()])
     for a,b in seen: close(a, b, eps=1e-5)
@@ -131,11 +137,13 @@ def match(t, seed=1, make=maker(8), epochs=2, dls=None, **kwargs):
     return learn
 
 class Total(Callback):
-    "The loss of each batch, and what it should be; and the inputs before and after"
+    "Record the loss of each batch, the expected loss, and the inputs"
     order,run_valid = KnowledgeDistillation.order+.1,False
     def __init__(self, teacher): self.teacher,self.seen = teacher,[]
     def after_loss(self):
-        with torch.no_grad(): want = F.kl_div(self.pred.log_softmax(1), self.teacher.model.eval()(self.xb[0]).softmax(1), reduction='batchmean')
+        with torch.no_grad():
+            target = self.teacher.model.eval()(self.xb[0]).softmax(1)
+            want = F.kl_div(self.pred.log_softmax(1), target, reduction='batchmean')
         self.seen.append((self.learn.loss.item(), want.item(), self.learn.loss_grad.item(), self.x.clone()))
 
 class Raw(Callback):
@@ -163,11 +171,11 @@ def test_match_is_the_divergence_at_1_on_the_same_mixed_inputs(mixup):
         if not mixup: assert torch.equal(raw, x); continue
         assert (lam>=.5).all() and not torch.equal(raw, x)
         far = lam < .99
-        other = ((x-lam[:,None]*raw)/(1-lam[:,None]))[far]  # is another item of the batch
+        other = ((x-lam[:,None]*raw)/(1-lam[:,None]))[far]  # must be another item of the batch
         assert far.any() and torch.cdist(other, raw).min(1)[0].max() < 1e-3
 
 def test_mixup_is_fastais_with_a_uniform_share():
-    "Same random numbers, same shares, same inputs"
+    "With the same random numbers, the shares and the mixed inputs are the same"
     dls = vectors()
     x,y = dls.valid.one_batch()
     def inputs(cb):
@@ -221,7 +229,8 @@ def test_batches_without_labels(mixup):
 def test_learning_rate_rises_a_little_and_falls_along_a_cosine():
     t,see = teacher(),Rates()
     match(t, epochs=10, cbs=see)
-    want = [SchedCos(1e-2/25, 1e-2)(p/.05) if p<.05 else SchedCos(1e-2, 1e-7)((p-.05)/.95) for p in (i/40 for i in range(40))]
+    rise,fall = SchedCos(1e-2/25, 1e-2),SchedCos(1e-2, 1e-7)
+    want = [rise(p/.05) if p<.05 else fall((p-.05)/.95) for p in (i/40 for i in range(40))]
     close([a for a,_ in see.seen], want, eps=1e-8)
     eq({m for _,m in see.seen}, {.9})
     see.seen.clear()
@@ -233,7 +242,8 @@ def test_several_labels_and_regression_have_their_loss():
     for lf,name in (BCEWithLogitsLossFlat(), 'binary_soft_target'),(MSELossFlat(), 'logits'):
         dl = DataLoader(list(zip(x, (x[:,:3]>0).float())), bs=8, num_workers=0)
         learn,names = learner(net(5), DataLoaders(dl, dl, device='cpu'), loss_func=lf, metrics=None),[]
-        learn.fit_match(seeded(net, 8), 1, 1e-2, cbs=Callback(before_train=lambda cb: names.extend((o.name, getattr(o, 'T', 1.)) for o in cb.knowledge_distillation.terms)))
+        def terms(cb): names.extend((o.name, getattr(o, 'T', 1.)) for o in cb.knowledge_distillation.terms)
+        learn.fit_match(seeded(net, 8), 1, 1e-2, cbs=Callback(before_train=terms))
         eq(names, [(name,1.)])
 
 def test_cutmix_of_the_users_own_with_mixup_off():
@@ -246,7 +256,7 @@ def test_cutmix_of_the_users_own_with_mixup_off():
     for a,b,*_ in total.seen: close(a, b, eps=1e-5)
     assert learn.loss_func is lf and len(total.seen) == 4
 
-# Going on after an interruption
+# Resuming after an interruption
 def steps(kind, path, cbs=None, seed=0, file='r'):
     set_seed(seed)
     t = teacher()
@@ -259,14 +269,15 @@ def steps(kind, path, cbs=None, seed=0, file='r'):
     return [learn]
 
 class StopIn(Callback):
-    "Raises in the middle of epoch `at` of fit number `fit`"
+    "Raise in the middle of epoch `at` of fit number `fit`"
     order = 30
     def __init__(self, fit, at, error): self.fit_no,self.at,self.error,self.n_fit = fit,at,error,-1
     def before_fit(self): self.n_fit += 1
     def after_backward(self):
         if (self.n_fit,self.epoch,self.iter) == (self.fit_no,self.at,1): raise self.error('stopped')
 
-@pytest.mark.parametrize('kind,fit,at', [('chain',0,1), ('chain',1,0), ('chain',1,2), ('born',0,0), ('born',2,1), ('match',0,0), ('match',0,2)])
+@pytest.mark.parametrize('kind,fit,at', [
+    ('chain',0,1), ('chain',1,0), ('chain',1,2), ('born',0,0), ('born',2,1), ('match',0,0), ('match',0,2)])
 @pytest.mark.parametrize('error', [KeyboardInterrupt, RuntimeError])
 def test_interrupted_call_goes_on_bit_for_bit(kind, fit, at, error, tmp_path):
     whole = steps(kind, tmp_path, file=None)
@@ -293,16 +304,16 @@ def test_tables_agree_after_an_interruption(tmp_path):
     (lambda t: distill_chain(t, [maker(), 3], 1), TypeError, 'makes has 3'),
     (lambda t: distill_chain(t, [t], 1), TypeError, 'functions without arguments'),
     (lambda t: distill_chain(t, [lambda: net(4)], 1), TypeError, r'makes\[0\] returned a Sequential in step 1'),
-    (lambda t: distill_chain(t, [lambda: t], 1), ValueError, 'of an earlier step'),
+    (lambda t: distill_chain(t, [lambda: t], 1), ValueError, 'the teacher or an earlier step already uses'),
     (lambda t: distill_chain('t', [maker()], 1), TypeError, "teacher='t'"),
     (lambda t: distill_chain(t, [maker()], 0), ValueError, 'n_epoch=0'),
     (lambda t: distill_chain(t, [maker()], 1, weight=2.), ValueError, 'weight=2'),
     (lambda t: distill_chain(t, [maker()], 1, loss='x'), TypeError, 'x'),
     (lambda t: distill_chain(t, [maker()], 1, file=3.), TypeError, 'file='),
-    (lambda t: distill_chain(t, [maker()], 1, cbs=KnowledgeDistillation(t)), ValueError, 'of which each step gets its own'),
+    (lambda t: distill_chain(t, [maker()], 1, cbs=KnowledgeDistillation(t)), ValueError, 'every step creates its own'),
     (lambda t: born_again(maker(), 1, generations=0), ValueError, 'generations=0'),
     (lambda t: born_again(maker(), 1, generations=1.5), TypeError, 'generations=1.5'),
-    (lambda t: born_again((l := learner(net(4)), lambda: l)[1], 1, generations=2), ValueError, 'make returned in step 2'),
+    (lambda t: born_again((l := learner(net(4)), lambda: l)[1], 1, generations=2), ValueError, 'make returned .* in step 2'),
     (lambda t: born_again(maker(), 1, teacher=3), TypeError, 'teacher=3'),
     (lambda t: maker()().fit_match(t, 0), ValueError, 'n_epoch=0'),
     (lambda t: maker()().fit_match(t, 1, mixup=-1.), ValueError, 'mixup=-1'),

@@ -44,12 +44,14 @@ def distil(learn, teacher, formula, default, task, loss=None, epochs=3, lr=1e-2,
     quiet(learn).add_cb(kd)
     assert type(kd.terms[0]) is default
     text = kd.summary()
-    assert f'Task: {task}' in text and kd.term_names[0] in text
+    assert f'Task: {task}' in text and kd.objective.names[0] in text
     hand = ByHand(formula)
     learn.fit(epochs, lr, cbs=hand)
     assert len(hand.seen) >= 2
-    np.testing.assert_allclose(*zip(*hand.seen), rtol=eps, atol=1e-6)
-    assert kd.history.kd_loss.iloc[-1] < .9*kd.history.kd_loss[0], kd.history
+    # A logarithm is right to about 2**-23, a divergence sums them with probabilities as weights, T² is 16, and there are two ways to compute it: 2**-17
+    np.testing.assert_allclose(*zip(*hand.seen), rtol=eps, atol=2**-17)
+    assert kd.history.kd_loss.iloc[-1]
+ < .9*kd.history.kd_loss[0], kd.history
     return kd,text
 
 def t_pred(teacher, *xb): return teacher.eval()(*xb)

@@ -145,20 +145,26 @@ def test_mixed_precision_losses_in_float32_and_close_to_full_precision(dls, teac
         return res
     monkeypatch.setattr(FeaturePairs, 'canonical', _canonical)
     monkeypatch.setattr(FeatureLoss, 'pairs_loss', _pairs_loss)
-    def run(*cbs):
+    def run(*cbs, epochs=2, lr=1e-3):
         learn,kd = distilled(fixed(dls, 16), teacher, Moves(), *cbs, opt_func=partial(SGD, mom=.9))
-        learn.fit(2, 1e-3)
-        return learn,kd,kd.history
-    (l32,kd32,h32),n = run(),len(seen)
+        learn.fit(epochs, lr)
+        return learn,kd
+    def mixed(): return CPUMixedPrecision(mode, **(dict(init_scale=1024.) if mode=='fp16' else {}))
+    (_,kd32),n = run(),len(seen)
     spy = Spy(lambda l: (l.pred.dtype, l.loss_grad.dtype, torch.is_autocast_enabled('cpu')))
-    learn,kd,h = run(CPUMixedPrecision(mode, **(dict(init_scale=1024.) if mode=='fp16' else {})), spy)
+    learn,kd = run(mixed(), spy)
     half = dict(fp16=torch.float16, bf16=torch.bfloat16)[mode]
     assert {half} in seen[n:] and {half} not in seen[:n]  # autocast was on
     eq({o['f'] for o in spy.seen}, {(torch.float32, torch.float32, True)})
     eq(learn.moves.seen, [(True,True)]*8)
-    tol = dict(fp16=.005, bf16=.03)[mode]
-    for c in columns: np.testing.assert_allclose(h[c], h32[c], rtol=tol)
-    for a,b,start in zip(kd.features.params, kd32.features.params, AdapterStart.of(dls, teacher)): assert (a-b).norm() < .05*(b-start).norm()  # SGD feels a scale that stays
+    eps = torch.finfo(half).eps
+    # Half precision rounds a feature about 12 times: input, weights, convolution and BatchNorm of two layers, pooling, the three of the head.
+    # Independent errors of half a unit add up to sqrt(12)/2 eps, and a squared difference doubles them. No steps, as training amplifies differences
+    (_,a),(_,b) = run(mixed(), epochs=1, lr=0.),run(epochs=1, lr=0.)
+    for c in columns: np.testing.assert_allclose(a.history[c], b.history[c], rtol=4*eps)
+    # The backward pass rounds as often again. SGD feels a scale that stays
+    for a,b,start in zip(kd.features.params, kd32.features.params, AdapterStart.of(dls, teacher)): assert (a-b).norm() < 8*eps*(b-start).norm()
+
 
 class AdapterStart:
     @staticmethod
@@ -246,14 +252,15 @@ def test_csv_logger_has_a_column_for_every_term(dls, teacher, tmp_path):
     df = learn.csv_logger.read_log()
     eq(list(df.columns), ['epoch','train_loss','valid_loss','accuracy',*columns,'time'])
     for c in columns: np.testing.assert_allclose(df[c], kd.history[c], rtol=1e-6)
-    assert (df.time == '00:00').all()
+    assert df.time.str.fullmatch(r'\d\d:\d\d').all()
 
 def test_csv_logger_keeps_its_columns_where_nothing_is_distilled(dls, teacher, tmp_path):
     learn,kd = distilled(dls, teacher, CSVLogger(), weight=0., path=tmp_path)
     learn.fit(1)
     df = learn.csv_logger.read_log()
-    eq(df.time.tolist(), ['00:00'])
+    assert df.time.str.fullmatch(r'\d\d:\d\d').all()
     eq(len(kd.history), 0)
+
 
 def test_train_metrics_stay_under_their_names(dls, teacher):
     learn,kd = distilled(dls, teacher)

@@ -217,7 +217,7 @@ def test_deepcopy_shares_the_teacher_and_trains_alike():
     learn.fit(1)
     other = deepcopy(learn)
     assert other.knowledge_distillation.learn is other and other.knowledge_distillation.teachers is learn.knowledge_distillation.teachers
-    assert other.knowledge_distillation.col_helper in other.cbs and other.knowledge_distillation.features is not learn.knowledge_distillation.features
+    assert other.knowledge_distillation.columns in other.cbs and other.knowledge_distillation.features is not learn.knowledge_distillation.features
     w = state(learn.model)
     a = fit_state(other)
     assert same_state(w, learn.model.state_dict())

@@ -1,5 +1,5 @@
 "Two processes on a CPU train one distilled student: its weights and the adapters' are equal at the end"
-import os, socket, subprocess, sys
+import os, subprocess, sys
 from pathlib import Path
 
 import pytest, torch
@@ -15,13 +15,12 @@ def run(out, *launcher):
     assert r.returncode == 0, r.stdout + r.stderr
     return [torch.load(o) for o in sorted(out.glob('*.pt'))]
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
+# port 0: the launcher takes a free one and keeps it
+launcher = '-m torch.distributed.run --nproc_per_node 2 --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0 --local-addr 127.0.0.1'.split()
 
 @pytest.fixture(scope='module')
-def two(tmp_path_factory): return run(tmp_path_factory.mktemp('ddp')/'two', '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', str(free_port()))
+def two(tmp_path_factory): return run(tmp_path_factory.mktemp('ddp')/'two', *launcher)
+
 @pytest.fixture(scope='module')
 def one(tmp_path_factory): return run(tmp_path_factory.mktemp('ddp')/'one')[0]
 

@@ -7,6 +7,7 @@ from fastai.data.load import SkipItemException
 from fastkd.all import *
 from fastkd.losses.base import DistillationLoss
 from fastkd.losses.features import FeatureLoss
+from fastkd.training.features import item_numbers
 from helpers import *
 from fastcore.test import test_eq as eq
 
@@ -45,7 +46,7 @@ def learnt(cls, teacher, model, dls, mode, lr=5e-3):
     kd,start = KnowledgeDistillation(teacher if cls.needs_teacher else None, cls(weight=1.), weight=1.),Start()
     learn = Learner(fixed(dls, 8), model, cbs=[kd, start, CPUMixedPrecision(mode)])
     with learn.no_bar(), learn.no_logging(): learn.fit(10, lr)
-    h = kd.history[kd.term_names[0]]
+    h = kd.history[kd.objective.names[0]]
     assert np.isfinite(h).all() and len(h)*len(learn.dls.train) == 50
     return h,kd,start.params
 
@@ -250,7 +251,7 @@ def test_items_that_are_skipped_have_no_number(teachers):
     dls = DataLoaders(dls.train.new(drop_last=False), dls.valid)
     learn = small(dls, teachers, CRD(n_negatives=8))
     dls.train.after_item.add(Transform(skips))
-    with pytest.raises(ValueError, match='items that are skipped or added on the way have no number'): learn.fit(1)
+    with pytest.raises(ValueError, match='items that are skipped or added while loading have no number'): learn.fit(1)
 
 def test_summary_of_a_memory_of_fewer_items_than_a_validation_batch(teachers):
     dls = image_dls(n=60, bs=8)
@@ -264,7 +265,7 @@ def test_numbers_are_those_of_the_items_whatever_the_workers(teachers, n_workers
     class Look(Callback):
         order,run_valid = KnowledgeDistillation.order-.1,False
         def after_loss(self):
-            items = self.knowledge_distillation._items(len(self.y))
+            items = item_numbers(self.dl, self.iter, len(self.y))
             seen.extend(zip(items.tolist(), tensor(self.y).tolist()))
     learn.fit(1, cbs=Look())
     eq(len(dict(seen)), 40)

@@ -1,14 +1,16 @@
-"A fit that was interrupted goes on as if it had not been: same weights, same table, whatever trains beside"
+"An interrupted fit continues as if nothing had happened: same weights, same table, whatever else is trained"
 from copy import deepcopy
 from functools import partial
 
 import pytest
+
 from fastai.callback.all import *
 
 from fastkd.losses.features import FitNet
 from fastkd.losses.soft_targets import SoftTarget
 from fastkd.training.callback import KnowledgeDistillation
-from fastkd.training.resume import learner_state, plain_data, random_states, Resume
+from fastkd.training.checkpoint import plain_data, random_states
+from fastkd.training.resume import Resume
 from helpers import *
 from interrupted import *
 from fastcore.test import test_close as close, test_eq as eq
@@ -26,7 +28,9 @@ def plain(learn, cbs): learn.fit_one_cycle(4, 1e-2, cbs=cbs)
 def flat(learn, cbs): learn.fit_flat_cos(4, 1e-2, cbs=cbs)
 def distil(learn, cbs): learn.fit_one_cycle(4, 1e-2, cbs=[kd(learn), *cbs])
 def mixup(learn, cbs): learn.fit_one_cycle(4, 1e-2, cbs=[MixUp(), *cbs])
-def accumulate(learn, cbs): learn.fit_one_cycle(4, 1e-2, cbs=[GradientAccumulation(24), *cbs])  # 4 batches of 8: an epoch leaves gradients to the next
+def accumulate(learn, cbs):
+    "With 4 batches of 8, an epoch carries gradients over to the next"
+    learn.fit_one_cycle(4, 1e-2, cbs=[GradientAccumulation(24), *cbs])
 def plateau(learn, cbs): learn.fit(4, 1e-2, cbs=[ReduceLROnPlateau(min_delta=100., patience=2, factor=3.), *cbs])
 def fp16(learn, cbs): learn.fit_one_cycle(4, 1e-2, cbs=[CPUMixedPrecision('fp16', init_scale=512., growth_interval=3), *cbs])
 def wrapped(learn, cbs):
@@ -47,8 +51,10 @@ def test_interrupted_fit_goes_on_bit_for_bit(fit, at, tmp_path):
 
 def failing(event): return Callback(**{event: lambda cb: exec('raise RuntimeError("stopped")') if cb.epoch==1 else None})
 
-@pytest.mark.parametrize('fit,stop', [*[(plain, Stop(1, RuntimeError, o)) for o in ('before_batch','after_loss','after_backward','after_step')], (plain, failing('before_validate')), (plain, failing('after_epoch')),
-                                      (distil, Stop(1, RuntimeError)), (distil, Stop(0, RuntimeError)), (mixup, Stop(1, RuntimeError)), (accumulate, Stop(2, RuntimeError))])
+@pytest.mark.parametrize('fit,stop', [
+    *[(plain, Stop(1, RuntimeError, o)) for o in ('before_batch','after_loss','after_backward','after_step')],
+    (plain, failing('before_validate')), (plain, failing('after_epoch')),
+    (distil, Stop(1, RuntimeError)), (distil, Stop(0, RuntimeError)), (mixup, Stop(1, RuntimeError)), (accumulate, Stop(2, RuntimeError))])
 def test_same_learner_goes_on_after_an_error_anywhere_in_an_epoch(fit, stop, tmp_path):
     whole,learn = trained(fit, tmp_path),fresh(tmp_path)
     with pytest.raises(RuntimeError): fit(learn, [Resume('a'), stop])
@@ -82,8 +88,12 @@ def test_finished_fit_is_loaded_and_not_repeated(tmp_path):
     assert not learn.model.training
 
 def test_table_shows_the_rows_of_skipped_epochs_with_their_times(tmp_path, monkeypatch):
+    monkeypatch.setattr('time.time', lambda: 0.)  # the clock stands still, so a slow machine shows the same times
+
     learn = fresh(tmp_path)
-    with pytest.raises(KeyboardInterrupt): plain(learn, [Resume('a'), Stop(2), Callback(after_train=lambda cb: setattr(cb.learn.recorder, 'start_epoch', cb.recorder.start_epoch-61))])
+    slow = Callback(
+after_train=lambda cb: setattr(cb.learn.recorder, 'start_epoch', cb.recorder.start_epoch-61))
+    with pytest.raises(KeyboardInterrupt): plain(learn, [Resume('a'), Stop(2), slow])
     again,rows = fresh(tmp_path),[]
     again.logger = rows.append
     plain(again, [Resume('a')])
@@ -128,7 +138,8 @@ def test_several_fits_of_one_resume_as_in_fine_tune(tmp_path):
     def split(m): return [list(m[:2].parameters()), list(m[2:].parameters())]
     def tune(learn, cbs): learn.fine_tune(3, 1e-2, freeze_epochs=2, cbs=cbs)
     whole,half = trained(tune, tmp_path, splitter=split),fresh(tmp_path, splitter=split)
-    with pytest.raises(KeyboardInterrupt): tune(half, [Resume('a'), Callback(after_backward=lambda cb: exec('raise KeyboardInterrupt') if cb.n_epoch==3 and cb.epoch==1 else None)])
+    stop = Callback(after_backward=lambda cb: exec('raise KeyboardInterrupt') if cb.n_epoch==3 and cb.epoch==1 else None)
+    with pytest.raises(KeyboardInterrupt): tune(half, [Resume('a'), stop])
     learn,n = fresh(tmp_path, seed=7, splitter=split),Batches()
     tune(learn, [Resume('a'), n])
     eq(n.n, 4*2)
@@ -144,6 +155,29 @@ def test_attached_for_good(tmp_path):
     again = trained(two, tmp_path, seed=7, cbs=[Resume('a'), Batches()])
     eq(again.batches.n, 0)
     same(again, whole)
+
+def test_an_early_stop_before_the_interrupted_fit_is_not_trained_on(tmp_path):
+    seen = []
+    def two(learn, cbs):
+        learn.fit(6, 1e-2, cbs=[EarlyStoppingCallback(min_delta=100., patience=2), *cbs])
+        seen.append(table(learn))
+        learn.fit(4, 1e-3, cbs=cbs)
+    whole = trained(two, tmp_path)
+    with pytest.raises(KeyboardInterrupt): two(fresh(tmp_path), [Resume('a'), Stop(3)])  # the first fit stops after 3 epochs
+    learn,n = fresh(tmp_path, seed=7),Batches()
+    two(learn, [Resume('a'), n])
+    eq(n.n, 4)
+    same(learn, whole)
+    eq(seen[2], seen[0])
+
+def test_an_interruption_while_epochs_are_skipped_wakes_the_callbacks(tmp_path):
+    with pytest.raises(KeyboardInterrupt): plain(fresh(tmp_path), [Resume('a'), Stop(2)])
+    learn,n = fresh(tmp_path),Batches()
+    learn.add_cb(n)
+    def stop(row): raise KeyboardInterrupt
+    learn.logger = stop
+    with pytest.raises(KeyboardInterrupt): plain(learn, [Resume('a')])
+    assert n.run and all(c.run for c in learn.cbs)
 
 def test_mock_training_validation_and_prediction_leave_the_file_alone(tmp_path):
     set_seed(0)
@@ -174,25 +208,27 @@ def test_interruption_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     plain(again, [Resume('a')])
     same(again, whole)
 
+def two_groups(m): return [list(m[:1].parameters()), list(m[1:].parameters())]
 @pytest.mark.parametrize('change,words', [
-    (lambda p: fresh(p).fit_one_cycle(5, cbs=Resume('a')), 'epochs 4, but this one has epochs 5'),
-    (lambda p: fresh(p, ns=(8,7)).fit_one_cycle(4, cbs=Resume('a')), "whose '1.0.weight' is 5×8, but this one has model whose '1.0.weight' is 7×8"),
-    (lambda p: fresh(p, ns=(8,5,5)).fit_one_cycle(4, cbs=Resume('a')), "but this one has model without '3.weight'"),
-    (lambda p: fresh(p, bs=16).fit_one_cycle(4, cbs=Resume('a')), 'batches 4, but this one has batches 2'),
-    (lambda p: fresh(p, splitter=lambda m: [list(m[:1].parameters()), list(m[1:].parameters())]).fit_one_cycle(4, cbs=Resume('a')), 'groups [10], but this one has groups [4, 6]'),
-    (lambda p: fresh(p, opt_func=partial(SGD, mom=.9)).fit_one_cycle(4, cbs=Resume('a')), 'but this one has optimiser weight_decay average_grad momentum_step'),
-    (lambda p: distil(fresh(p), [Resume('a')]), "callbacks [], but this one has callbacks ['knowledge_distillation']")])
+    (lambda p: fresh(p).fit_one_cycle(5, cbs=Resume('a')), 'epochs: 4 in the file, 5 in this fit'),
+    (lambda p: plain(fresh(p, ns=(8,7)), Resume('a')), "model['1.0.weight']: 5×8 in the file, 7×8 in this fit"),
+    (lambda p: plain(fresh(p, ns=(8,5,5)), Resume('a')), "model['3.weight']: 3×5 in the file, missing in this fit"),
+    (lambda p: plain(fresh(p, bs=16), Resume('a')), 'batches: 4 in the file, 2 in this fit'),
+    (lambda p: plain(fresh(p, splitter=two_groups), Resume('a')), 'groups: [10] in the file, [4, 6] in this fit'),
+    (lambda p: plain(fresh(p, opt_func=partial(SGD, mom=.9)), Resume('a')),
+     'in the file, weight_decay average_grad momentum_step in this fit'),
+    (lambda p: distil(fresh(p), [Resume('a')]), "callbacks: [] in the file, ['knowledge_distillation'] in this fit")])
 def test_another_setting_is_an_error(change, words, tmp_path):
     plain(fresh(tmp_path), [Resume('a')])
-    with pytest.raises(ValueError, match='delete the file or give another name') as e: change(tmp_path)
+    with pytest.raises(ValueError, match='delete the file or use another name') as e: change(tmp_path)
     assert words in str(e.value) and 'a.pth' in str(e.value), e.value
 
 def test_a_file_of_another_kind_is_an_error(tmp_path):
     learn = fresh(tmp_path)
     learn.save('weights')
-    with pytest.raises(ValueError, match="weights.pth' is no checkpoint"): learn.fit(1, cbs=Resume('weights'))
+    with pytest.raises(ValueError, match="weights.pth' is not a checkpoint"): learn.fit(1, cbs=Resume('weights'))
     (tmp_path/'models'/'text.pth').write_text('hello')
-    with pytest.raises(ValueError, match="text.pth' cannot be read"): learn.fit(1, cbs=Resume('text'))
+    with pytest.raises(ValueError, match="text.pth' can't be read"): learn.fit(1, cbs=Resume('text'))
     for f in None,3,'':
         with pytest.raises(TypeError, match='file='): Resume(f)
     with pytest.raises(ValueError, match='has a Resume already'): learn.fit(1, cbs=[Resume('a'), Resume('b')])
@@ -220,3 +256,16 @@ def test_random_states_have_all(tmp_path):
     list(learn.dls.train)
     b = random_states(learn.dls)
     assert a['loaders'][0] != b['loaders'][0] and torch.equal(plain_data(a)['torch'], a['torch'])
+
+def test_the_names_in_the_file_stay(tmp_path):
+    "Else files that were written before don't load"
+    accumulate(fresh(tmp_path), [Resume('a')])
+    ck = torch.load(tmp_path/'models'/'a.pth', weights_only=True)
+    eq(list(ck), ['fastkd_resume','fit','finished','fits','learner','random','train_iter','callbacks','scaler','recorder'])
+    eq((ck['fastkd_resume'], ck['fit'], ck['finished'], ck['train_iter']), (1, 0, True, 16))
+    eq(list(ck['fits'][0]), ['kind','done','rows','seconds'])
+    eq(list(ck['fits'][0]['kind']), ['epochs','batches','model','optimiser','groups','callbacks'])
+    eq(list(ck['learner']), ['model','opt','grads'])
+    eq(list(ck['random']), ['python','numpy','torch','cuda','loaders'])
+    eq(ck['callbacks'].keys(), {'param_scheduler','gradient_accumulation'})
+    eq(list(ck['recorder']), ['lrs','iters','losses','count','val'])

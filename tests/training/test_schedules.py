@@ -1,4 +1,4 @@
-"Warm-up schedules and the learnt temperature"
+"Warm-up schedules and the learnable temperature"
 import math
 import pytest, torch
 from fastai.callback.schedule import SchedCos, SchedLin, SchedNo, combine_scheds
@@ -29,7 +29,8 @@ def test_rises_into_another_schedule():
     w = warm_up(SchedLin(4., 0.), .2)
     assert [w(o) for o in (.1,.2,.6,1.)] == pytest.approx([2.,4.,2.,0.])
 
-@pytest.mark.parametrize('args,text', [(dict(end=1., pct=0.), 'pct=0'), (dict(end=1., pct=1.1), 'pct=1.1'), (dict(end=float('nan')), 'end=nan')])
+@pytest.mark.parametrize('args,text', [
+    (dict(end=1., pct=0.), 'pct=0'), (dict(end=1., pct=1.1), 'pct=1.1'), (dict(end=float('nan')), 'end=nan')])
 def test_odd_warm_ups(args, text):
     with pytest.raises(ValueError, match=text): warm_up(**args)
 
@@ -47,7 +48,9 @@ def test_weight_and_temperature_of_each_step_are_those_of_the_schedule(dls, teac
     assert learn.knowledge_distillation.history.spy.tolist() == pytest.approx([np.mean(weights[:n//2]), 2.])
 
 def nan_in_the_middle(pos): return float('nan') if .3 < pos < .45 else 1.
-@pytest.mark.parametrize('make', [lambda t: SoftTarget(weight=nan_in_the_middle), lambda t: SoftTarget(T=nan_in_the_middle), lambda t: KnowledgeDistillation(t, weight=nan_in_the_middle)])
+@pytest.mark.parametrize('make', [
+    lambda t: SoftTarget(weight=nan_in_the_middle), lambda t: SoftTarget(T=nan_in_the_middle),
+    lambda t: KnowledgeDistillation(t, weight=nan_in_the_middle)])
 def test_schedule_that_gives_nan_somewhere_is_an_error_before_training(make, teacher):
     with pytest.raises(ValueError, match='=nan at training progress'): make(teacher)
 def test_nan_between_the_looks_is_an_error_when_it_comes():
@@ -55,7 +58,7 @@ def test_nan_between_the_looks_is_an_error_when_it_comes():
     assert check_param('weight', sched) is sched
     with pytest.raises(ValueError, match=r'gives nan at training progress 0.51'): value_at(sched, .51)
 
-# learnt temperature
+# learnable temperature
 def test_gradient_is_that_of_the_temperature_reversed_and_scaled():
     torch.manual_seed(0)
     s,t,T = torch.randn(6,5).double(),torch.randn(6,5).double(),LearnableT(2., 12., pct=.5, init=.3).double()
@@ -96,6 +99,8 @@ def test_summary_shows_the_temperature(dls, teacher):
     learn = student(dls, cbs=KnowledgeDistillation(teacher, SoftTarget(T=LearnableT(1., 3., init=0.))))
     assert 'LearnableT(1..3, now 2)' in learn.knowledge_distillation.summary()
 
-@pytest.mark.parametrize('make', [lambda t: KnowledgeDistillation(t, weight=LearnableT()), lambda t: SoftTarget(weight=LearnableT()), lambda t: DecoupledKD(alpha=LearnableT()), lambda t: warm_up(LearnableT())])
+@pytest.mark.parametrize('make', [
+    lambda t: KnowledgeDistillation(t, weight=LearnableT()), lambda t: SoftTarget(weight=LearnableT()),
+    lambda t: DecoupledKD(alpha=LearnableT()), lambda t: warm_up(LearnableT())])
 def test_only_a_temperature_is_learnt(make, teacher):
     with pytest.raises(TypeError, match='give a number, or a schedule'): make(teacher)
