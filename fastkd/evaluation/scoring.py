@@ -17,45 +17,58 @@ _no_preds = (ValueMetric, AvgLoss, AvgSmoothLoss, LossMetric)
 def as_metrics(
     metrics, # fastai metrics, their classes, or functions of (preds, targs)
 )->list: # (name, metric) pairs
-    "`(name, metric)` pairs of the metrics that can be computed from predictions and targets; no name twice"
+    "`(name, metric)` pairs for the metrics that are computed from predictions and targets; each name is unique"
     mets = [o() if isinstance(o, type) else o for o in L(metrics)]
     for o in mets:
-        if not callable(o) and not isinstance(o, Metric): raise ValueError(f"`metrics` has {o!r}: give fastai metrics or functions of (preds, targs)")
+        if not callable(o) and not isinstance(o, Metric):
+            raise ValueError(f"`metrics` has {o!r}: give fastai metrics or functions of (preds, targs)")
     mets = [o if isinstance(o, Metric) else AvgMetric(o) for o in mets if not isinstance(o, _no_preds)]
     if not mets: raise ValueError("there is no metric to compute from predictions: give `metrics`, for example `metrics=accuracy`")
     res = []
     for o in mets:
         nm = metric_name(o)
-        res.append((nm if (k := sum(nm == p.split('#')[0] for p,_ in res)) == 0 else f'{nm}#{k+1}', o))
+        k = sum(nm == p.split('#')[0] for p,_ in res)  # how many have this name already
+        res.append((f'{nm}#{k+1}' if k else nm, o))
     return res
 
 def metric_name(
     metric, # a fastai `Metric`
 )->str:
-    "The metric's name; that of its class for an object that is called"
+    "The metric's name; for a callable object, the name of its class"
     try: return metric.name
     except AttributeError: return type(metric.func).__name__
 
 def is_prob(
     preds:Tensor, # predictions of any shape
 )->bool:
-    "Are all values from 0 to 1?"
+    "Are all values between 0 and 1?"
     return bool(preds.min() >= 0 and preds.max() <= 1)
 
 def _unactivated(preds, activation):
-    "Logits whose `activation` is `preds`; in float64, so that no two probabilities become one"
+    "Logits whose `activation` is `preds`; in float64, so that different probabilities stay different"
     p = preds.double()
     return p.log() - (-p).log1p() if activation == ActivationType.Sigmoid else p.log()
 
 class _StandIn:
-    "What a metric reads of a learner after a batch"
-    def __init__(self, pred, y): self.pred,self.y,self.yb,self.xb,self.to_detach = pred,y,(y,),(),to_detach
+    "The attributes of a learner that a metric reads after a batch"
+    def __init__(self, pred, y):
+        self.pred = pred
+        self.y,self.yb = y,(y,)
+        self.xb = ()
+        self.to_detach = to_detach
 
 def _score_func(func, preds, targs):
-    "Value of a function of predictions and targets, told that the sigmoid is done"
+    "Value of a function of predictions and targets; with `sigmoid=False` if it would apply a sigmoid to probabilities"
     try: known = inspect.signature(func).parameters
     except ValueError: known = ()
     return func(preds, targs, sigmoid=False) if 'sigmoid' in known and is_prob(preds) else func(preds, targs)
+
+def _accumulated(metric, preds, targs):
+    "Value of a `Metric` object that has seen all items as one batch"
+    act = getattr(metric, 'activation', ActivationType.No) if isinstance(metric, AccumMetric) else ActivationType.No
+    metric.reset()
+    metric.accumulate(_StandIn(_unactivated(preds, act) if act != ActivationType.No and is_prob(preds) else preds, targs))
+    return metric.value
 
 def metric_value(
     metric, # a fastai `Metric`, from `as_metrics`
@@ -63,12 +76,9 @@ def metric_value(
     targs:Tensor, # (N, *)
 )->float:
     "Value of `metric` on all items at once"
-    m = deepcopy(metric) # a metric holds state, and this one is the learner's
-    if type(m) is AvgMetric: res = _score_func(m.func, preds, targs)
-    else:
-        act = getattr(m, 'activation', ActivationType.No) if isinstance(m, AccumMetric) else ActivationType.No
-        m.reset()
-        m.accumulate(_StandIn(_unactivated(preds, act) if act != ActivationType.No and is_prob(preds) else preds, targs))
-        res = m.value
+    m = deepcopy(metric)  # a metric holds state, and this one belongs to the learner
+    res = _score_func(m.func, preds, targs) if type(m) is AvgMetric else _accumulated(m, preds, targs)
     try: return float(res)
-    except (TypeError,ValueError): raise ValueError(f"metric {metric_name(metric)} gave {type(res).__name__}, not a number: pass an instance such as `F1Score()`, or a function of (preds, targs)") from None
+    except (TypeError,ValueError):
+        raise ValueError(f"metric {metric_name(metric)} gave {type(res).__name__}, not a number: "
+                         "pass an instance such as `F1Score()`, or a function of (preds, targs)") from None

@@ -13,7 +13,8 @@ from fastkd.evaluation.masks import agreement, class_mask
 from fastkd.evaluation.scoring import metric_value
 from fastkd.evaluation.tta import test_time_aug, TTAEvaluator
 
-for nm in [o for o in globals() if o == 'test' or o.startswith('test_') and o != 'test_time_aug']: del globals()[nm]  # fastcore's, not tests
+for nm in [o for o in globals() if o == 'test' or o.startswith('test_') and o != 'test_time_aug']:
+    del globals()[nm]  # fastcore's, not tests
 
 n_valid = 15
 opened = mp.get_context('fork').Value('i', 0)  # shared with the workers of data loaders
@@ -74,12 +75,15 @@ def one_thread():
     yield
     torch.set_num_threads(n)
 
-def cnn(n_out): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, n_out))
+def cnn(n_out):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, n_out))
 
 def get_learn(path, num_workers=0, blocks=None, get_y=parent_label, metrics=accuracy, item_tfms=(), **kwargs):
     set_seed(3)
     block = DataBlock(blocks or (ImageBlock(CountedImage), CategoryBlock), get_items=get_image_files, get_y=get_y,
-                      splitter=GrandparentSplitter(), item_tfms=[RandomResizedCrop(12, min_scale=.5), *item_tfms], batch_tfms=aug_transforms(max_warp=0.))
+                      splitter=GrandparentSplitter(), item_tfms=[RandomResizedCrop(12, min_scale=.5), *item_tfms],
+                      batch_tfms=aug_transforms(max_warp=0.))
     dls = block.dataloaders(path, bs=8, num_workers=num_workers, device='cpu')
     learn = Learner(dls, cnn(dls.c), metrics=metrics, path=path, **kwargs)
     learn.remove_cb(ProgressCallback)
@@ -139,7 +143,8 @@ def test_asking_for_more_passes_continues_the_stream(learn):
     assert same(ev.preds(4), tta(learn, 7, 4))
 
 def test_use_max_and_beta_as_tta(learn):
-    for kw in dict(use_max=True),dict(beta=.6),dict(beta=0.): assert same(TTAEvaluator(learn, seed=7, **kw).preds(3), tta(learn, 7, 3, **kw))
+    for kw in dict(use_max=True),dict(beta=.6),dict(beta=0.):
+        assert same(TTAEvaluator(learn, seed=7, **kw).preds(3), tta(learn, 7, 3, **kw))
 
 @pytest.mark.parametrize('with_labels', [True,False])
 def test_a_given_dl_as_tta(learn, path, with_labels):
@@ -157,7 +162,8 @@ def test_the_training_dl_as_tta(learn):
     assert same(TTAEvaluator(learn, dl, seed=7).preds(2), tta(learn, 7, 2, dl=dl))
 
 def test_a_dl_made_by_hand_that_knows_no_types_yet(learn):
-    new = lambda: TfmdDL(learn.dls.valid_ds, bs=4, num_workers=0, after_item=learn.dls.valid.after_item, after_batch=learn.dls.valid.after_batch)
+    valid = learn.dls.valid
+    new = lambda: TfmdDL(learn.dls.valid_ds, bs=4, num_workers=0, after_item=valid.after_item, after_batch=valid.after_batch)
     ev = TTAEvaluator(learn, dl := new(), seed=7)
     ev.preds(1)
     dl.new()  # the first `new` makes a trial pass, with random numbers
@@ -176,7 +182,7 @@ def test_decoding_that_writes_in_place_does_not_spoil_the_cache(path):
     learn = get_learn(path, item_tfms=[Scribble()])
     ev = TTAEvaluator(learn, seed=7)
     assert same(ev.preds(3), tta(learn, 7, 3))
-    assert len(ev._items) == n_valid
+    assert len(ev.passes.loader.items) == n_valid
 
 def test_tensors_of_the_cache_are_clones(path):
     class Zero(ItemTransform):
@@ -185,18 +191,20 @@ def test_tensors_of_the_cache_are_clones(path):
             x[0].zero_()
             return x
     x = torch.rand(6, 4)
-    dls = Datasets(range_of(x), [[lambda i: x[i].clone()], [lambda i: i%2, Categorize([0,1])]], splits=[[0,1,2],[3,4,5]]).dataloaders(bs=2, after_item=Zero(), num_workers=0, device='cpu')
+    ds = Datasets(range_of(x), [[lambda i: x[i].clone()], [lambda i: i%2, Categorize([0,1])]], splits=[[0,1,2],[3,4,5]])
+    dls = ds.dataloaders(bs=2, after_item=Zero(), num_workers=0, device='cpu')
     learn = Learner(dls, nn.Linear(4, 2), loss_func=CrossEntropyLossFlat(), cbs=[], metrics=accuracy)
     learn.remove_cb(ProgressCallback)
     ev = TTAEvaluator(learn, seed=7)
-    assert same(ev.preds(2), tta(learn, 7, 2)) and len(ev._items) == 3
+    assert same(ev.preds(2), tta(learn, 7, 2)) and len(ev.passes.loader.items) == 3
 
 @pytest.mark.parametrize('tfm', [SplitOpen,Noise])
 def test_decoding_that_differs_each_time_is_not_cached(path, tfm):
-    learn = get_learn(path, blocks=(TransformBlock(type_tfms=[CountedImage.create, tfm()], item_tfms=ToTensor, batch_tfms=IntToFloatTensor), CategoryBlock))
+    block = TransformBlock(type_tfms=[CountedImage.create, tfm()], item_tfms=ToTensor, batch_tfms=IntToFloatTensor)
+    learn = get_learn(path, blocks=(block, CategoryBlock))
     ev = TTAEvaluator(learn, seed=7)
     assert same(ev.preds(2), tta(learn, 7, 2))
-    eq(ev._items, {})
+    eq(ev.passes.loader.items, {})
 
 # passes and decodes
 
@@ -226,7 +234,10 @@ def test_curve_scores_equal_tta(learn):
 def test_time_is_that_of_decoding_the_first_n_passes_and_the_plain_one(learn):
     ev = TTAEvaluator(learn)
     ev.preds(2)
-    ev._decode_time,ev._plain,ev._aug = 100.,(*ev._plain[:2],10.),[(p,s,r) for (p,_,r),s in zip(ev._aug, [1.,2.])]
+    passes = ev.passes
+    passes.loader.seconds = 100.
+    passes.plain = passes.plain._replace(seconds=10.)
+    passes.aug = [o._replace(seconds=s) for o,s in zip(passes.aug, [1.,2.])]
     eq(ev.curve([0,1,2]).time.tolist(), [110.,111.,113.])
 
 def test_max_cache_bounds_the_decoded_items_and_warns(learn):
@@ -235,7 +246,7 @@ def test_max_cache_bounds_the_decoded_items_and_warns(learn):
     with pytest.warns(UserWarning, match='max_cache'):
         ev = TTAEvaluator(learn, seed=7, max_cache=7.5*size/2**30)
         assert same(ev.preds(2), want)
-    assert 4 <= len(ev._items) <= 7
+    assert 4 <= len(ev.passes.loader.items) <= 7
     opened.value = 0
     ev = TTAEvaluator(learn, seed=7, max_cache=0)
     assert same(ev.preds(2), want)
@@ -243,7 +254,7 @@ def test_max_cache_bounds_the_decoded_items_and_warns(learn):
 
 def test_decoding_in_the_main_thread(learn):
     ev = TTAEvaluator(learn, seed=7, threads=0)
-    assert same(ev.preds(2), tta(learn, 7, 2)) and len(ev._items) == n_valid
+    assert same(ev.preds(2), tta(learn, 7, 2)) and len(ev.passes.loader.items) == n_valid
 
 def test_the_memo_is_dropped_when_weights_or_buffers_change(learn):
     ev = TTAEvaluator(learn, seed=7)
@@ -301,7 +312,7 @@ def test_an_exception_leaves_nothing_behind_and_the_run_resumes(path, seed):
     eq({k for k in learn.__dict__ if k not in before}, set())
     for k in 'logger','create_mbar','loss_func','model': assert getattr(learn, k) is before[k]
     assert not hasattr(learn.progress, 'mbar') and not hasattr(learn, 'gather_preds')
-    eq(len(ev._aug), 2)
+    eq(len(ev.passes.aug), 2)
     assert same(ev.preds(4), want)
 
 def test_a_corrupt_image_raises_and_the_next_call_starts_again(learn, path, tmp_path):
@@ -311,7 +322,7 @@ def test_a_corrupt_image_raises_and_the_next_call_starts_again(learn, path, tmp_
     with pytest.raises(Exception, match='a.png'): ev.preds(1)
     (tmp_path/'a.png').write_bytes(files(path)[0].read_bytes())
     assert torch.equal(ev.preds(1)[0], tta(learn, 7, 1, dl=bad)[0])
-    eq(len(ev._items), 4)
+    eq(len(ev.passes.loader.items), 4)
 
 def test_loggers_trackers_and_graphs_stay_silent(path):
     learn = get_learn(path)
@@ -339,7 +350,8 @@ def test_progress_bar_over_the_passes_unless_no_bar(path, capsys):
 
 vocab = ['bend','stop','yield']
 
-@pytest.mark.parametrize('y', [[0,2,1,1], np.array([0,2,1,1]), tensor([0,2,1,1]), L(0,2,1,1), pd.Series([0,2,1,1], index=[9,8,7,6])], ids=['list','array','tensor','L','series'])
+@pytest.mark.parametrize('y', [[0,2,1,1], np.array([0,2,1,1]), tensor([0,2,1,1]), L(0,2,1,1), pd.Series([0,2,1,1], index=[9,8,7,6])],
+                         ids=['list','array','tensor','L','series'])
 def test_class_mask_of_names_and_indexes(y):
     eq(class_mask(y, ['stop','bend'], vocab).tolist(), [True,False,True,True])
     eq(class_mask(y, 'stop', vocab, invert=True).tolist(), [True,True,False,False])
@@ -353,15 +365,18 @@ def test_class_mask_takes_integers_for_names_where_the_vocab_holds_integers():
     with pytest.raises(ValueError, match='not in the vocabulary'): class_mask([0,1,2], 1, [30,10,0])
 
 @pytest.mark.parametrize('y, classes, msg', [
-    ([0,1], 'yeild', r"'yeild'.*\['yield'\]"), ([0,1], ['stop','xxxxx'], r"'xxxxx'.*'bend'"), ([0,1], 3, '3, which is not'), ([0,1], -1, '-1, which is not'),
-    ([0,1], 'yield', 'None of the 2 items is left'), ([0,1], [], '`classes` is empty'), ([[0,1]], 'stop', r'shape \(1, 2\)'), (['stop'], 'stop', 'o2i')])
+    ([0,1], 'yeild', r"'yeild'.*\['yield'\]"), ([0,1], ['stop','xxxxx'], r"'xxxxx'.*'bend'"),
+    ([0,1], 3, '3, which is not'), ([0,1], -1, '-1, which is not'),
+    ([0,1], 'yield', 'None of the 2 items is left'), ([0,1], [], '`classes` is empty'),
+    ([[0,1]], 'stop', r'shape \(1, 2\)'), (['stop'], 'stop', 'o2i')])
 def test_class_mask_errors(y, classes, msg):
     with pytest.raises(ValueError, match=msg): class_mask(y, classes, vocab)
 
 def test_class_mask_inverted_to_nothing():
     with pytest.raises(ValueError, match='None of the 2 items is left: all are'): class_mask([0,1], ['stop','bend'], vocab, invert=True)
 
-@pytest.mark.parametrize('kw, keep', [(dict(classes='stop'), [1]), (dict(classes='stop', invert=True), [0,2]), (dict(classes=[0,2]), [0,2])])
+@pytest.mark.parametrize('kw, keep', [
+    (dict(classes='stop'), [1]), (dict(classes='stop', invert=True), [0,2]), (dict(classes=[0,2]), [0,2])])
 def test_rows_of_classes(learn, path, kw, keep):
     rows = torch.isin(tensor(labels(path)), tensor(keep))
     preds,targs = tta(learn, 7, 2, dl=learn.dls.test_dl(files(path), with_labels=True))
@@ -404,14 +419,17 @@ def test_columns_need_probabilities(learn):
 # metrics
 
 def multi_learn(path, metrics=accuracy_multi):
-    return get_learn(path, metrics=metrics, blocks=(ImageBlock(CountedImage), MultiCategoryBlock), get_y=lambda o: ['bend','yield'] if o.parent.name == 'bend' else [o.parent.name])
+    get_y = lambda o: ['bend','yield'] if o.parent.name == 'bend' else [o.parent.name]
+    return get_learn(path, metrics=metrics, blocks=(ImageBlock(CountedImage), MultiCategoryBlock), get_y=get_y)
 
 def test_metrics_of_the_learner_and_their_names(path):
-    ev = TTAEvaluator(get_learn(path, metrics=[accuracy, error_rate, partial(top_k_accuracy, k=2), ValueMetric(lambda: 1, 'kd_loss'), F1Score(average='macro')]), seed=7)
+    metrics = [accuracy, error_rate, partial(top_k_accuracy, k=2), ValueMetric(lambda: 1, 'kd_loss'), F1Score(average='macro')]
+    ev = TTAEvaluator(get_learn(path, metrics=metrics), seed=7)
     df,(preds,targs) = ev.curve(2),ev.preds(2)
     eq(list(df.columns), ['n_aug','accuracy','error_rate','top_k_accuracy','f1_score','time'])
     acc = skm.accuracy_score(targs, preds.argmax(1))
-    close(df.iloc[0].tolist()[1:-1], [acc, 1-acc, skm.top_k_accuracy_score(targs, preds, k=2), skm.f1_score(targs, preds.argmax(1), average='macro')])
+    top2,f1 = skm.top_k_accuracy_score(targs, preds, k=2),skm.f1_score(targs, preds.argmax(1), average='macro')
+    close(df.iloc[0].tolist()[1:-1], [acc, 1-acc, top2, f1])
 
 def test_metrics_with_one_name_stay_apart(learn):
     df = TTAEvaluator(learn).curve(0, [F1Score(average='macro'), F1Score(average='micro'), accuracy])
@@ -456,7 +474,8 @@ def test_ranking_of_tiny_probabilities_survives_roc_auc():
     eq(metric_value(RocAucMulti(), torch.stack([p,p], 1), tensor([[0,0],[0,0],[1,1],[1,1]])), 1.)
 
 def test_sigmoid_is_not_applied_twice(path):
-    ev = TTAEvaluator(multi_learn(path, metrics=[accuracy_multi, partial(accuracy_multi, thresh=.3), F1ScoreMulti(thresh=.3), RocAucMulti()]), seed=7)
+    metrics = [accuracy_multi, partial(accuracy_multi, thresh=.3), F1ScoreMulti(thresh=.3), RocAucMulti()]
+    ev = TTAEvaluator(multi_learn(path, metrics=metrics), seed=7)
     df,(p,t) = ev.curve(2),ev.preds(2)
     assert (p < .5).any()
     hit = lambda thresh: ((p > thresh) == t.bool()).float().mean().item()
@@ -468,7 +487,8 @@ def test_logits_of_a_loss_without_activation_get_the_metrics_activation(path):
     df = TTAEvaluator(learn).curve(0, [accuracy_multi, F1ScoreMulti()])
     logits,t = learn.get_preds()
     assert (logits < 0).any()
-    close(df.iloc[0].tolist()[1:-1], [((logits > 0) == t.bool()).float().mean().item(), skm.f1_score(t, logits >= 0, average='macro')], 1e-6)
+    acc = ((logits > 0) == t.bool()).float().mean().item()
+    close(df.iloc[0].tolist()[1:-1], [acc, skm.f1_score(t, logits >= 0, average='macro')], 1e-6)
 
 def test_metric_that_is_no_number(learn):
     with pytest.raises(ValueError, match=r'F1Score.*AccumMetric.*F1Score\(\)'): TTAEvaluator(learn).curve(0, F1Score)
@@ -476,10 +496,13 @@ def test_metric_that_is_no_number(learn):
 # errors
 
 @pytest.mark.parametrize('kw, msg', [
-    (dict(classes='stopp'), r"\['stop'\]"), (dict(pred_classes='stopp'), r"`pred_classes` has 'stopp'"), (dict(classes=[]), '`classes` is empty'),
-    (dict(invert=True), '`invert`'), (dict(y_true=[0,1]), '`y_true` has 2 entries, but `dl` has 15'), (dict(y_true=[3]*15), 'goes from 3 to 3'),
-    (dict(y_true=[0]*15, classes='stop'), 'None of the 15'), (dict(mask=[False]*15), '`mask` is False everywhere'), (dict(mask=[True]*3), r'`mask` has shape \(3,\)'),
-    (dict(mask=[1]*15), 'not booleans'), (dict(mask=[True]+[False]*14, y_true=[0]+[1]*14, classes='stop'), 'both in `mask`'),
+    (dict(classes='stopp'), r"\['stop'\]"), (dict(pred_classes='stopp'), r"`pred_classes` has 'stopp'"),
+    (dict(classes=[]), '`classes` is empty'), (dict(invert=True), '`invert`'),
+    (dict(y_true=[0,1]), '`y_true` has 2 entries, but `dl` has 15'), (dict(y_true=[3]*15), 'goes from 3 to 3'),
+    (dict(y_true=[0]*15, classes='stop'), 'None of the 15'),
+    (dict(mask=[False]*15), '`mask` is False everywhere'), (dict(mask=[True]*3), r'`mask` has shape \(3,\)'),
+    (dict(mask=[1]*15), 'not booleans'),
+    (dict(mask=[True]+[False]*14, y_true=[0]+[1]*14, classes='stop'), 'both in `mask`'),
     (dict(beta=None), '`beta`'), (dict(beta=2), '`beta`'), (dict(max_cache=-1), '`max_cache`')])
 def test_errors_come_in_the_constructor(learn, kw, msg):
     opened.value = 0
@@ -527,7 +550,8 @@ def test_test_time_aug_columns_and_scores(learn, path, as_):
 
 def test_test_time_aug_errors(learn, path):
     dl,y = learn.dls.test_dl(files(path)),labels(path)
-    for kw,msg in (dict(mask=[False]*n_valid), 'False everywhere'),(dict(mask=[True]), 'has shape'),(dict(n_augs=[-1]), 'augmentations is -1'):
+    bad = (dict(mask=[False]*n_valid), 'False everywhere'),(dict(mask=[True]), 'has shape'),(dict(n_augs=[-1]), 'augmentations is -1')
+    for kw,msg in bad:
         with pytest.raises(ValueError, match=msg): test_time_aug(learn, dl, y, accuracy, **kw)
     for m in None,[accuracy,error_rate]:
         with pytest.raises(ValueError, match='`metric`'): test_time_aug(learn, dl, y, m)
