@@ -1,6 +1,7 @@
-"""Which loss helps most: each against the student alone on MNIST with few labels, over several seeds, paired.
+"""Compare every loss with the student alone on MNIST with few labels, paired over several seeds.
 
-python benchmarks/methods.py --help. Finished runs are kept: start it again and it goes on, or start a second one beside it with the seeds in another order."""
+Run python benchmarks/methods.py --help for the options. Finished runs are kept: you can stop and restart the comparison, or run a
+second process at the same time with the seeds in another order."""
 import argparse, time, warnings
 from functools import partial
 from pathlib import Path
@@ -18,23 +19,27 @@ from torchvision.datasets import MNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 alone = 'student alone'
-settings = 'labels','labelled','batch','epochs','lr'  # runs are compared with runs of the same
+settings = 'labels','labelled','batch','epochs','lr'  # only runs with the same settings are compared
 
 def net(*widths):
-    "Convolutions that halve the image, (B, 1, 28, 28) → logits (B, 10)"
-    return nn.Sequential(*[ConvLayer(i, o, stride=2) for i,o in zip((1,*widths), widths)], Flatten(), nn.Linear(16*widths[-1], 10))
+    "A CNN whose convolutions each halve the image, (B, 1, 28, 28) → logits (B, 10)"
+    convs = [ConvLayer(i, o, stride=2) for i,o in zip((1,*widths), widths)]
+    return nn.Sequential(*convs, Flatten(), nn.Linear(16*widths[-1], 10))
 
 teacher_net,student_net = partial(net, 32, 64, 128),partial(net, 8, 16, 32)
 
 def by_teacher(f, weight=1.):
-    "A loss that uses labels, on the teacher's answers in their place: it learns from the images without label, too"
+    "A loss that needs labels, with the teacher's predictions as labels, so that it learns from unlabelled images too"
     def by_answer(pred, teacher_pred): return f(pred, teacher_pred, teacher_pred.argmax(1))
     return FunctionLoss(by_answer, weight)
 
-def distil(*losses, teacher=True, **kwargs): return lambda t: KnowledgeDistillation(t if teacher else None, [o() for o in losses], **kwargs)
+def distil(*losses, teacher=True, **kwargs):
+    "A function that creates the callback for a teacher"
+    return lambda t: KnowledgeDistillation(t if teacher else None, [o() for o in losses], **kwargs)
+
 def named(*losses, **kwargs): return {'+'.join(o.__name__ for o in losses): distil(*losses, **kwargs)}
 
-crd = partial(CRD, n_negatives=512)  # with the paper's 16384 a step on a CPU takes about twice as long
+crd = partial(CRD, n_negatives=512)  # with the paper's 16384, a step takes about twice as long on a CPU
 methods = {alone: None,
     **named(SoftTarget),
     'SoftTarget, weight=1: no labels': distil(SoftTarget, weight=1),
@@ -47,27 +52,28 @@ methods = {alone: None,
     **named(TeacherFree, teacher=False),
     **named(Attention), **named(FitNet), **named(Similarity), **named(RKD), **named(PKT), **named(VID), **named(NST), **named(ReviewKD),
     'CRD(n_negatives=512)': distil(crd), **named(SoftTarget, Attention), 'SoftTarget+CRD(n_negatives=512)': distil(SoftTarget, crd),
-    **named(SoftTarget, RKD),
-    **named(CorrelationCongruence), **named(FSP), **named(FactorTransfer), **named(ChannelWise), **named(ActivationBoundaries), **named(OFD)}
+    **named(SoftTarget, RKD), **named(CorrelationCongruence), **named(FSP), **named(FactorTransfer), **named(ChannelWise),
+    **named(ActivationBoundaries), **named(OFD)}
 
 # Data
 def read(folder):
-    "Images (N, 1, 28, 28), standardised, and labels (N,), of training and of test"
+    "Standardised images (N, 1, 28, 28) and labels (N,), for training and test"
     if folder is None:
         MNIST('data', download=True)
         folder = Path('data/MNIST/raw')
-    xs,ys = [[f(str(folder/f'{o}-{nm}')) for o in ('train','t10k')] for f,nm in ((read_image_file,'images-idx3-ubyte'), (read_label_file,'labels-idx1-ubyte'))]
+    xs = [read_image_file(str(folder/f'{o}-images-idx3-ubyte')) for o in ('train','t10k')]
+    ys = [read_label_file(str(folder/f'{o}-labels-idx1-ubyte')) for o in ('train','t10k')]
     mean,std = xs[0].float().mean(),xs[0].float().std()
     return [((x[:,None]-mean)/std, y) for x,y in zip(xs, ys)]
 
 class Batches(DataLoader):
-    "Batches of the tensors `x` and `y`; shuffled if `labelled`, the number of items with a label in each, is given"
+    "Batches of the tensors `x` and `y`; shuffled if you pass `labelled`, the number of labelled items in each batch"
     def __init__(self, x, y, bs, labelled=None):
         self.x,self.y,self.labelled = x,y,labelled
         super().__init__(range(len(y)), bs=bs, drop_last=labelled is not None)
 
     def get_idxs(self):
-        "Every batch has its share of those with a label and of those without"
+        "Put the same number of labelled and of unlabelled items in every batch"
         if self.labelled is None: return list(range(self.n))
         rng,has = np.random.default_rng(self.rng.getrandbits(32)),self.y.numpy()>=0
         k = self.bs if has.all() else self.labelled
@@ -78,11 +84,11 @@ class Batches(DataLoader):
         for idxs in self.chunkify(samps): yield self.x[idxs],self.y[idxs]
 
 def _repeat(idxs, n, rng):
-    "The first `n` of `idxs`, shuffled, again and again"
+    "The first `n` of `idxs`, reshuffled on each pass and repeated as often as needed"
     return np.concatenate([rng.permutation(idxs) for _ in range(-(-n//len(idxs)))])[:n]
 
 def keep_labels(y, n, seed):
-    "`y` with -1 for all but `n` labels, as many of each class, chosen by `seed`"
+    "`y` with all but `n` labels set to -1; `seed` chooses which, the same number for each class"
     if n >= len(y): return y
     ys = pd.Series(y.numpy())
     keep = ys.groupby(ys).sample(n//ys.nunique(), random_state=seed).index
@@ -92,7 +98,7 @@ def keep_labels(y, n, seed):
 
 # Training
 class Clock(Callback):
-    "Seconds of training, without validation"
+    "Measure the seconds of training, without validation"
     order = -100
     def __init__(self, now): self.now,self.seconds = now,0.
     def before_train(self): self.start = self.now()
@@ -103,23 +109,25 @@ def now(args):
     return dict(wall=time.perf_counter, cpu=time.process_time)[args.clock]()
 
 def fit(args, train, test, net, epochs, lr, cbs=None, labelled=0):
-    "Accuracy on `test`, seconds of training, and the model"
+    "Train `net` on `train`; return the accuracy on `test`, the training time in seconds, and the model"
     dls = DataLoaders(Batches(*train, args.batch, labelled), Batches(*test, 1000), device=args.device)
-    clock = Clock(partial(now, args))
-    learn = Learner(dls, net.to(args.device), loss_func=CrossEntropyLossFlat(ignore_index=-1), metrics=accuracy, cbs=[clock, *(cbs or [])])
+    clock,loss_func = Clock(partial(now, args)),CrossEntropyLossFlat(ignore_index=-1)
+    learn = Learner(dls, net.to(args.device), loss_func=loss_func, metrics=accuracy, cbs=[clock, *(cbs or [])])
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
-    return learn.recorder.values[-1][learn.recorder.metric_names.index('accuracy')-1],clock.seconds,learn.model
+    acc = learn.recorder.values[-1][learn.recorder.metric_names.index('accuracy')-1]
+    return acc,clock.seconds,learn.model
 
 def fit_student(args, data, method, seed, teacher=None):
-    "The same weights, labels and batches for a seed, whatever the method"
+    "Train a student; for the same seed, every method gets the same weights, labels and batches"
     (x,y),test = data
     set_seed(seed)
     net,train = student_net(),(x, keep_labels(y, args.labels, seed))
-    if args.lrs: test = tuple(o[train[1]<0][:10000] for o in (x,y))  # the images of the test are not for choosing
-    return fit(args, train, test, net, args.epochs, args.lr, [methods[method](teacher)] if methods[method] else None, args.labelled)[:2]
+    if args.lrs: test = tuple(o[train[1]<0][:10000] for o in (x,y))  # don't choose a learning rate on the test images
+    cbs = [methods[method](teacher)] if methods[method] else None
+    return fit(args, train, test, net, args.epochs, args.lr, cbs, args.labelled)[:2]
 
 def get_teacher(args, data, file):
-    "The teacher, trained once on all labels and kept in `file`"
+    "The teacher, trained once on all labels and saved in `file`"
     set_seed(0)
     net = teacher_net()
     if file.exists(): net.load_state_dict(torch.load(file, map_location='cpu', weights_only=True))
@@ -132,22 +140,24 @@ def get_teacher(args, data, file):
 
 # Runs
 def read_runs(args):
-    "The finished runs of any setting; the first, where two processes did the same one"
-    file = args.out/'runs.csv'
-    return pd.read_csv(file).drop_duplicates([*settings,'method','seed']) if file.exists() else pd.DataFrame(columns=[*settings,'method','seed','accuracy','seconds'])
+    "The finished runs with any settings; if two processes did the same run, only the first"
+    file,keys = args.out/'runs.csv',[*settings,'method','seed']
+    if not file.exists(): return pd.DataFrame(columns=[*keys,'accuracy','seconds'])
+    return pd.read_csv(file).drop_duplicates(keys)
 
 def of_setting(args, df):
-    "Those of `df` that the command line asks for"
+    "The runs in `df` with the settings of the command line"
     return df[np.logical_and.reduce([df[o]==getattr(args, o) for o in settings])] if len(df) else df
 
 def add_run(args, method, seed, acc, secs):
-    row = pd.DataFrame([{**{o: getattr(args, o) for o in settings}, 'method':method, 'seed':seed, 'accuracy':round(acc, 5), 'seconds':round(secs, 2)}])
-    file = args.out/'runs.csv'
-    row.to_csv(file, mode='a', index=False, header=not file.exists())
+    row,file = {o: getattr(args, o) for o in settings},args.out/'runs.csv'
+    row.update(method=method, seed=seed, accuracy=round(acc, 5), seconds=round(secs, 2))
+    pd.DataFrame([row]).to_csv(file, mode='a', index=False, header=not file.exists())
 
 def train_all(args, data, teacher):
-    "Train what is not finished yet, seed by seed"
-    todo,start,n = [(m, s) for s in args.seeds for m in args.methods],time.perf_counter(),0
+    "Train all runs that are not finished yet, seed by seed"
+    todo = [(m, s) for s in args.seeds for m in args.methods]
+    start,n = time.perf_counter(),0
     for i,(method,seed) in enumerate(todo):
         df = of_setting(args, read_runs(args))
         if ((df.method==method) & (df.seed==seed)).any(): continue
@@ -158,13 +168,13 @@ def train_all(args, data, teacher):
         print(f"{i+1} of {len(todo)}: {method}, seed {seed}: {acc:.2%}, {secs:.1f} s; at most {left/60:.0f} min left", flush=True)
 
 def table(df, base=alone):
-    "Of the runs `df` (columns method, seed, accuracy, seconds): means, and paired differences from `base`, in points"
+    "Means over the seeds and paired differences from `base`, in points; `df` has the columns method, seed, accuracy and seconds"
     rows,ref = [],df[df.method==base]
     for method,o in df[df.method!='teacher'].groupby('method', sort=False):
         both = o.merge(ref, on='seed', suffixes=('','_base'))
         diff,se = paired_difference(both.accuracy_base, both.accuracy) if len(both)>1 else (np.nan,np.nan)
-        rows.append(dict(method=method, seeds=len(o), accuracy=100*o.accuracy.mean(), sd=100*o.accuracy.std(), difference=100*diff, se=100*se,
-                         time=(both.seconds/both.seconds_base).median()))
+        rows.append(dict(method=method, seeds=len(o), accuracy=100*o.accuracy.mean(), sd=100*o.accuracy.std(),
+                         difference=100*diff, se=100*se, time=(both.seconds/both.seconds_base).median()))
     return pd.DataFrame(rows).set_index('method').sort_values('accuracy', ascending=False)
 
 def report(args):
@@ -172,32 +182,42 @@ def report(args):
     res = table(df[df.method.isin(args.methods)])
     res.to_csv(args.out/'table.csv', float_format='%.3f')
     print(res.to_string(float_format='{:.2f}'.format))
-    print(f"accuracy: per cent of the test images; sd: over the seeds; difference: to the {alone} of the same seed, in points, with its standard error; time: of training, to the {alone}")
+    print("accuracy: on the test images, in per cent; sd: standard deviation over the seeds; "
+          f"difference: from the {alone} with the same seed, in points; se: standard error of the difference; "
+          f"time: training time, relative to the {alone}")
     return res
 
 def search_lr(args, data):
-    "The student alone with each learning rate, measured on training images whose labels it has not got"
+    "Compare learning rates for the student alone, on training images whose labels it does not see"
     for args.lr in args.lrs:
         accs = [fit_student(args, data, alone, seed)[0] for seed in args.seeds]
         print(f"lr {args.lr:g}: {np.mean(accs):.2%} ± {np.std(accs, ddof=1) if len(accs)>1 else 0:.2%}", flush=True)
 
+counts = (
+    ('labels', 1000, "training images that keep their label, the same number for each class"),
+    ('batch', 128, "images per batch"),
+    ('labelled', 32, "labelled images per batch"),
+    ('epochs', 1, "epochs of the students"),
+    ('teacher-epochs', 3, "epochs of the teacher"),
+    ('threads', 0, "PyTorch's CPU threads; 0: let PyTorch choose"))
+
 def parse(argv=None):
-    p = argparse.ArgumentParser(description="Every loss against the student alone on MNIST, paired over seeds")
-    p.add_argument('--data', type=Path, help="folder with the four idx files, unpacked; without it they are downloaded to data/")
-    p.add_argument('--out', type=Path, default=Path('methods'), help="folder of the runs, the table and the teacher (default: %(default)s)")
-    for nm,default,help in (('labels',1000,"training images that keep their label, as many of each class"), ('batch',128,"images in a batch"), ('labelled',32,"of them with a label"),
-                            ('epochs',1,"of the students"), ('teacher-epochs',3,"of the teacher"), ('threads',0,"of PyTorch on the CPU; 0: as it chooses")):
-        p.add_argument(f'--{nm}', type=int, default=default, metavar='N', help=f"{help} (default: %(default)s)")
-    p.add_argument('--lr', type=float, default=.03, help="greatest learning rate, the same for all (default: %(default)s)")
-    p.add_argument('--seeds', type=int, nargs='+', default=list(range(5)), metavar='N', help="of weights, labels and batches (default: 0 to 4)")
-    p.add_argument('--methods', nargs='+', default=list(methods), metavar='NAME', help=f"of: {'; '.join(methods)} (default: all)")
-    p.add_argument('--lrs', type=float, nargs='+', metavar='LR', help="compare learning rates for the student alone, and do nothing else")
+    p = argparse.ArgumentParser(description="Compare every loss with the student alone on MNIST, paired over seeds")
+    p.add_argument('--data', type=Path, help="folder with the four unpacked idx files (default: download them to data/)")
+    p.add_argument('--out', type=Path, default=Path('methods'), help="folder for runs, table and teacher (default: %(default)s)")
+    for nm,default,help in counts: p.add_argument(f'--{nm}', type=int, default=default, metavar='N', help=f"{help} (default: %(default)s)")
+    p.add_argument('--lr', type=float, default=.03, help="maximum learning rate, the same for all methods (default: %(default)s)")
+    p.add_argument('--seeds', type=int, nargs='+', default=list(range(5)), metavar='N',
+                   help="seeds of weights, labels and batches (default: 0 to 4)")
+    p.add_argument('--methods', nargs='+', default=list(methods), metavar='NAME', help=f"any of: {'; '.join(methods)} (default: all)")
+    p.add_argument('--lrs', type=float, nargs='+', metavar='LR', help="only compare these learning rates for the student alone")
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help="(default: %(default)s)")
-    p.add_argument('--clock', choices=['wall','cpu'], default='wall', help="cpu: processor time, for a machine that others use too (default: %(default)s)")
+    p.add_argument('--clock', choices=['wall','cpu'], default='wall',
+                   help="cpu: processor time, for a machine that is shared with other programs (default: %(default)s)")
     args = p.parse_args(argv)
     for o in args.methods:
         if o not in methods: p.error(f"--methods has {o!r}: choose from {', '.join(map(repr, methods))}")
-    if not 1<=args.labelled<=args.batch: p.error(f"--labelled is {args.labelled}: choose from 1 to --batch, {args.batch}")
+    if not 1<=args.labelled<=args.batch: p.error(f"--labelled is {args.labelled}: choose a number from 1 to --batch ({args.batch})")
     return args
 
 def main(argv=None):

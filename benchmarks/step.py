@@ -1,6 +1,6 @@
-"""Time and memory of one distillation step: fastkd, a hand-written PyTorch loop, plain fastai and fasterai, in turn in one run.
+"""Compare time and memory of one distillation step: fastkd, a hand-written PyTorch loop, plain fastai and fasterai, in turn in one run.
 
-python benchmarks/step.py --help. fasterai is optional: pip install -e '.[bench]'"""
+Run python benchmarks/step.py --help for the options. fasterai is optional: pip install -e '.[bench]'"""
 import argparse, json, resource, statistics as st, subprocess, sys, time, warnings
 
 warnings.filterwarnings('ignore', '.*torch.jit.script')
@@ -15,7 +15,7 @@ from importlib.util import find_spec
 T,weight,lr,wd,n_classes = 4.,.5,1e-4,.01,10
 
 class Clock(Callback):
-    "Time from the first batch to the end of training: a fit's set-up and validation are left out"
+    "Measure the time from the first batch to the end of training, without set-up and validation"
     order = -100
     def before_train(self): self.start = None
     def __init__(self, args): self.args = args
@@ -30,21 +30,25 @@ def is_cuda(args): return torch.device(args.device).type=='cuda'
 
 def networks(args):
     set_seed(0)
-    teacher,student = (f(weights=None, num_classes=n_classes).to(args.device) for f in (torchvision.models.resnet34, torchvision.models.resnet18))
+    archs = torchvision.models.resnet34,torchvision.models.resnet18
+    teacher,student = (f(weights=None, num_classes=n_classes).to(args.device) for f in archs)
     return teacher.eval(),student
 
 def batches(args):
-    "As many as the steps of a round, the same for all, on the device"
+    "One batch per step of a round, on the device, the same for all variants"
     gen = torch.Generator().manual_seed(0)
-    return [(torch.randn(args.batch, 3, args.size, args.size, generator=gen).to(args.device), torch.randint(n_classes, (args.batch,), generator=gen).to(args.device))
-            for _ in range(args.steps)]
+    def _batch():
+        x = torch.randn(args.batch, 3, args.size, args.size, generator=gen)
+        y = torch.randint(n_classes, (args.batch,), generator=gen)
+        return x.to(args.device),y.to(args.device)
+    return [_batch() for _ in range(args.steps)]
 
-adamw = partial(torch.optim.AdamW, weight_decay=wd, betas=(.9,.99), eps=1e-5)  # the mathematics of fastai's Adam
-# `--opt`: of the hand-written loop, of a Learner
+adamw = partial(torch.optim.AdamW, weight_decay=wd, betas=(.9,.99), eps=1e-5)  # the same mathematics as fastai's Adam
+# by `--opt`: the optimiser of the hand-written loop, and of a Learner
 opts = dict(torch=(adamw, partial(OptimWrapper, opt=adamw)), fastai=(partial(Adam, wd=wd), Adam), own=(adamw,Adam))
 
 def by_hand(args):
-    "A round of a hand-written loop"
+    "A function that runs one round of the hand-written loop; it returns the seconds and the last loss"
     (teacher,student),data = networks(args),batches(args)
     opt = opts[args.opt][0](student.parameters(), lr=lr)
     def _round():
@@ -62,10 +66,11 @@ def by_hand(args):
     return _round
 
 def fastai_round(args, make_cb=None):
-    "A round of `Learner.fit`, with `make_cb(teacher)` added"
+    "A function that runs one round of `Learner.fit`, with the callback `make_cb(teacher)` if given"
     (teacher,student),data = networks(args),batches(args)
     dls = DataLoaders(*(DataLoader(o, bs=None, num_workers=0) for o in (data, data[:1])), device=args.device)
-    learn = Learner(dls, student, loss_func=CrossEntropyLossFlat(), wd=wd, wd_bn_bias=True, opt_func=opts[args.opt][1], cbs=[Clock(args), *([make_cb(teacher)] if make_cb else [])])
+    cbs = [Clock(args), *([make_cb(teacher)] if make_cb else [])]
+    learn = Learner(dls, student, loss_func=CrossEntropyLossFlat(), wd=wd, wd_bn_bias=True, opt_func=opts[args.opt][1], cbs=cbs)
     def _round():
         with learn.no_bar(), learn.no_logging(): learn.fit(1, lr)
         return learn.seconds,learn.last_loss
@@ -83,22 +88,24 @@ def with_fasterai(args):
 variants = {'hand-written loop':by_hand, 'fastai, no teacher':fastai_round, 'fasterai':with_fasterai, 'fastkd':with_fastkd}
 
 def peak(args, name):
-    "Peak memory of a process of its own, MiB"
-    cmd = [sys.executable, __file__, '--child', name, *[f'--{k}={getattr(args,k)}' for k in ('batch','size','steps','device','threads','opt')]]
+    "Peak memory in MiB, measured in a separate process"
+    options = [f'--{k}={getattr(args,k)}' for k in ('batch','size','steps','device','threads','opt')]
+    cmd = [sys.executable, __file__, '--child', name, *options]
     return json.loads(subprocess.run(cmd, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 def child(args):
     variants[args.child](args)()
-    print(json.dumps(torch.cuda.max_memory_allocated()/2**20 if is_cuda(args) else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024))
+    mib = torch.cuda.max_memory_allocated()/2**20 if is_cuda(args) else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+    print(json.dumps(mib))
 
 def available():
-    "Names of the variants; fasterai is skipped with a word where it is not installed"
+    "Names of the variants; prints a note and skips fasterai if it is not installed"
     if find_spec('fasterai'): return list(variants)
-    print("fasterai is skipped: pip install -e '.[bench]'")
+    print("fasterai is not installed, skipping it: pip install -e '.[bench]'")
     return [k for k in variants if k!='fasterai']
 
 def measure(args, rounds):
-    "Seconds by variant and round, and the loss of the last step; one round to warm up"
+    "Seconds of each variant and round, after one warm-up round, and the loss of the last step"
     secs,loss = {k:[] for k in rounds},{}
     for i in range(args.rounds+1):
         for k,f in rounds.items():
@@ -113,31 +120,44 @@ def report(args, secs, loss, peaks):
     print(f"{'':20}{'ms/step':>9}{'ratio':>8}{'min':>7}{'max':>7}{'peak MiB':>10}{'last loss':>11}")
     for k,s in secs.items():
         ratio = [a/b for a,b in zip(s, base)]
-        print(f"{k:20}{1000*st.median(s)/args.steps:9.2f}{st.median(ratio):8.3f}{min(ratio):7.3f}{max(ratio):7.3f}{peaks[k]:10.0f}{loss[k]:11.5f}")
-    print("ratio: to the hand-written loop in the same round, median, least and greatest. Those with a teacher should agree in the last loss.")
+        print(f"{k:20}{1000*st.median(s)/args.steps:9.2f}{st.median(ratio):8.3f}{min(ratio):7.3f}{max(ratio):7.3f}"
+              f"{peaks[k]:10.0f}{loss[k]:11.5f}")
+    print("ratio: to the time of the hand-written loop in the same round; median, minimum and maximum over the rounds. "
+          "The last loss should be the same for all variants with a teacher.")
+
+counts = (
+    ('batch', 32, "images per batch"),
+    ('size', 64, "image height and width in pixels"),
+    ('rounds', 7, "rounds; each runs every variant once"),
+    ('steps', 10, "steps of each variant per round"),
+    ('threads', 0, "PyTorch's CPU threads; 0: let PyTorch choose"))
 
 def parse():
-    p = argparse.ArgumentParser(description="One training step, ResNet-34 → ResNet-18")
-    for nm,default,help in (('batch',32,"images"), ('size',64,"pixels a side"), ('rounds',7,"each runs every variant once"), ('steps',10,"of each variant in a round"), ('threads',0,"of PyTorch on the CPU; 0: as it chooses")):
+    p = argparse.ArgumentParser(description="Compare implementations of one training step, ResNet-34 → ResNet-18")
+    for nm,default,help in counts:
         p.add_argument(f'--{nm}', type=int, default=default, metavar='N', help=f"{help} (default: %(default)s)")
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help="(default: %(default)s)")
-    p.add_argument('--opt', choices=list(opts), default='torch', help="torch: AdamW for all; fastai: its Adam for all; own: AdamW for the hand-written loop, Adam for fastai (default: %(default)s)")
-    p.add_argument('--clock', choices=['wall','cpu'], default='wall', help="cpu: processor time, for a machine that others use too (default: %(default)s)")
+    p.add_argument('--opt', choices=list(opts), default='torch',
+                   help="torch: PyTorch's AdamW for all; fastai: fastai's Adam for all; "
+                        "own: AdamW for the hand-written loop, Adam for fastai (default: %(default)s)")
+    p.add_argument('--clock', choices=['wall','cpu'], default='wall',
+                   help="cpu: processor time, for a machine that is shared with other programs (default: %(default)s)")
     p.add_argument('--child', choices=list(variants), help=argparse.SUPPRESS)
     args = p.parse_args()
     for nm in 'batch','size','rounds','steps':
         if getattr(args, nm)<1: p.error(f"--{nm} is {getattr(args, nm)}: choose 1 or more")
-    if args.clock=='cpu' and is_cuda(args): p.error("--clock cpu does not see what a GPU does: choose wall")
+    if args.clock=='cpu' and is_cuda(args): p.error("--clock cpu does not measure the GPU's time: choose wall")
     return args
 
 def main():
-    warnings.filterwarnings('ignore', '.*no better')  # the teacher is untrained: only time counts here
+    warnings.filterwarnings('ignore', '.*no better')  # the teacher is untrained: only the time matters here
     args = parse()
     if args.threads: torch.set_num_threads(args.threads)
     if args.child: return child(args)
-    print(f"ResNet-34 → ResNet-18, batch {args.batch}, {args.size} px, {args.device}, {torch.get_num_threads()} threads, {args.clock} time, {args.opt} optimiser, torch {torch.__version__}")
+    print(f"ResNet-34 → ResNet-18, batch {args.batch}, {args.size} px, {args.device}, {torch.get_num_threads()} threads, "
+          f"{args.clock} time, {args.opt} optimiser, torch {torch.__version__}")
     names = available()
-    peaks = {k: peak(args, k) for k in names}  # before this process grows: Linux counts its size as its children's
+    peaks = {k: peak(args, k) for k in names}  # first: on Linux a child's peak includes the size of its parent
     report(args, *measure(args, {k: variants[k](args) for k in names}), peaks)
 
 if __name__ == '__main__': main()

@@ -1,6 +1,23 @@
-"Shared by all tests: no plots on a screen; functions named test_… that a star import brings are no tests of ours"
-import matplotlib
+"Shared by all tests: one CPU thread, the same random numbers whatever ran before, no plots on a screen; a star import's test_… are no tests of ours"
+import os
+os.environ['CUDA_VISIBLE_DEVICES'] = ''  # for the processes that tests start, too
+
+import matplotlib, pytest, torch
+from fastai.torch_core import default_device, set_seed
+
 matplotlib.use('Agg')
+default_device(False)  # many tests compare bit for bit, which a GPU doesn't promise
+torch.set_num_threads(1)  # the order of a sum, and so its last bits, depends on the number of threads
+
+def reseed(): set_seed(42)
+
+# Each module, fixture and test starts from the same random state, so neither the order of the tests nor the selection matters
+@pytest.hookimpl(tryfirst=True)
+def pytest_make_collect_report(): reseed()
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(): reseed()
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(): reseed()
 
 def pytest_pycollect_makeitem(collector, name, obj):
     module = getattr(collector, 'module', None)

@@ -1,4 +1,4 @@
-"A few generated images in the layout of the German traffic sign benchmark"
+"Generate a few images in the layout of the German traffic sign benchmark (GTSRB)"
 import warnings
 from fastai.vision.all import *
 
@@ -10,7 +10,7 @@ def _image(rng, c, size=32):
     return PILImage.create(x.astype(np.uint8))
 
 def make_gtsrb(path, n_classes=43, tracks=2, frames=5, n_test=30, seed=0):
-    "Write `Final_Training/Images/000NN/TTTTT_FFFFF.ppm` with a csv per class, and the test images with theirs; return `path`"
+    "Write `Final_Training/Images/000NN/TTTTT_FFFFF.ppm` with one csv per class, and the test images with their csv; return `path`"
     rng,path = np.random.default_rng(seed),Path(path)
     for c in range(n_classes):
         d = path/'Final_Training'/'Images'/f'{c:05d}'
@@ -26,9 +26,12 @@ def make_gtsrb(path, n_classes=43, tracks=2, frames=5, n_test=30, seed=0):
     return path
 
 def gtsrb_dls(path, size=32, bs=32):
-    "`DataLoaders` over the training folders, the first track of each class held out; the vocabulary is all 43 classes"
-    items = pd.concat([pd.read_csv(f, sep=';').assign(folder=f.parent) for f in sorted((path/'Final_Training'/'Images').rglob('GT-*.csv'))], ignore_index=True)
-    block = DataBlock((ImageBlock, CategoryBlock(vocab=list(range(43)), sort=False)), get_x=lambda r: r['folder']/r['Filename'], get_y=ColReader('ClassId'),
-                      splitter=lambda df: IndexSplitter(np.flatnonzero(df.Filename.str.startswith('00000_')))(df), item_tfms=Resize(size),
-                      batch_tfms=[*aug_transforms(do_flip=False, max_zoom=1.2, max_rotate=10, max_lighting=.8), Normalize.from_stats(*imagenet_stats)])
+    "`DataLoaders` for the training folders, with all 43 classes in the vocabulary; the first track of each class is for validation"
+    files = sorted((path/'Final_Training'/'Images').rglob('GT-*.csv'))
+    items = pd.concat([pd.read_csv(f, sep=';').assign(folder=f.parent) for f in files], ignore_index=True)
+    augs = aug_transforms(do_flip=False, max_zoom=1.2, max_rotate=10, max_lighting=.8)
+    block = DataBlock((ImageBlock, CategoryBlock(vocab=list(range(43)), sort=False)),
+                      get_x=lambda r: r['folder']/r['Filename'], get_y=ColReader('ClassId'),
+                      splitter=lambda df: IndexSplitter(np.flatnonzero(df.Filename.str.startswith('00000_')))(df),
+                      item_tfms=Resize(size), batch_tfms=[*augs, Normalize.from_stats(*imagenet_stats)])
     return block.dataloaders(items, bs=bs, num_workers=0)

@@ -1,5 +1,6 @@
 "The public names are one API: every loss has a twin, the same order of arguments, a weight, a paper and shapes"
-import inspect, re
+import ast, inspect, re
+from pathlib import Path
 
 import pytest
 from fastcore.docments import docments
@@ -93,3 +94,19 @@ def test_a_schedule_is_taken_wherever_a_number_is(cls):
         assert cls(T=SchedLin(2,4)).hypers(.5)['T'] == 3
         for T in (0, -1, float('nan'), float('inf')):
             with pytest.raises(ValueError, match='T='): cls(T=T)
+
+def test_the_list_of_losses_has_each_with_its_defaults_weight_and_notebook():
+    "nbs/losses/README.md, which README.md links to"
+    folder = Path(__file__).parents[1]/'nbs/losses'
+    rows = re.findall(r'^\| `(\w+)\((.*?)\)`.* \| ([\d.]+) \| \[\d\d\]\((.*?)\) \|$', (folder/'README.md').read_text(), re.M)
+    assert sorted(o[0] for o in rows) == sorted(map(name, losses))
+    for n,args,weight,nb in rows:
+        ps = params(public[n].__init__)
+        assert float(weight) == ps['weight'].default, n
+        for k,v in re.findall(r'(\w+)=((?:\([^)]*\)|[^,])+)', args): assert ast.literal_eval(v) == ps[k].default, f"{n}: {k}"
+        assert f'class {n}(' in (folder/nb).read_text(), f"{n} is not in {nb}"
+
+def test_links_between_pages_lead_somewhere():
+    root = Path(__file__).parents[1]
+    for page in (root/'README.md', root/'CONTRIBUTING.md', *(root/'nbs').rglob('README.md')):
+        for link in re.findall(r'\]\((?!https?:|#)([^)#]+)', page.read_text()): assert (page.parent/link).exists(), f"{page}: {link}"

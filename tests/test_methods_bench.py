@@ -1,4 +1,4 @@
-"The comparison of losses in `benchmarks/methods.py`, on a few hundred images"
+"The loss comparison in `benchmarks/methods.py`, run on a few hundred images"
 import runpy, subprocess, sys
 from types import SimpleNamespace
 
@@ -14,10 +14,10 @@ script = Path(__file__).parents[1]/'benchmarks/methods.py'
 bench = SimpleNamespace(**{k:v for k,v in runpy.run_path(str(script)).items() if not k.startswith('__')})
 
 two = '--methods', bench.alone, 'SoftTarget', '--seeds', '0', '1'
-pytestmark = pytest.mark.filterwarnings('ignore:.*no better')  # so short a training may leave a poor teacher
+pytestmark = pytest.mark.filterwarnings('ignore:.*no better')  # the teacher trains so briefly that it can be poor
 
 def write_idx(folder, n=(320,80), seed=0):
-    "Images of a bright bar whose place is their class, and their labels, in MNIST's four files"
+    "Write images with a bright bar whose position is their class, and their labels, as MNIST's four files"
     rng = np.random.default_rng(seed)
     for o,k in zip(('train','t10k'), n):
         y = np.arange(k, dtype=np.uint8) % 10
@@ -27,11 +27,12 @@ def write_idx(folder, n=(320,80), seed=0):
             (folder/f'{o}-{nm}-ubyte').write_bytes(bytes([0,0,8,a.ndim]) + b''.join(d.to_bytes(4, 'big') for d in a.shape) + a.tobytes())
 
 def options(folder, *args):
-    return [*'--labels 40 --batch 16 --labelled 4 --teacher-epochs 1 --threads 1 --device cpu --data'.split(), str(folder), '--out', str(folder/'out'), *args]
+    small = '--labels 40 --batch 16 --labelled 4 --teacher-epochs 1 --threads 1 --device cpu'
+    return [*small.split(), '--data', str(folder), '--out', str(folder/'out'), *args]
 
 @pytest.fixture(scope='module')
 def done(tmp_path_factory):
-    "The folder of a finished run of two methods with two seeds"
+    "The folder of a finished run: two methods, two seeds"
     folder = tmp_path_factory.mktemp('methods')
     write_idx(folder)
     subprocess.run([sys.executable, script, *options(folder, *two)], check=True, capture_output=True)
@@ -47,15 +48,18 @@ def test_a_line_per_run_and_the_table(done):
     row = table.loc['SoftTarget']
     assert row.accuracy == pytest.approx(50*(b[0]+b[1]), abs=1e-3)
     assert row.difference == pytest.approx(50*(d[0]+d[1]), abs=1e-3)
-    assert row.se == pytest.approx(50*abs(d[0]-d[1]), abs=1e-3)  # of two numbers, half of what is between them
+    assert row.se == pytest.approx(50*abs(d[0]-d[1]), abs=1e-3)  # for two values, half their difference
 
 def test_differences_are_paired_by_seed_whatever_the_order():
-    runs = pd.DataFrame([('teacher',0,.99,9.), (bench.alone,0,.90,1.), (bench.alone,1,.80,2.), ('A',1,.84,6.), ('A',0,.92,2.), ('B',0,.70,1.)], columns=['method','seed','accuracy','seconds'])
+    runs = pd.DataFrame([
+        ('teacher',0,.99,9.), (bench.alone,0,.90,1.), (bench.alone,1,.80,2.), ('A',1,.84,6.), ('A',0,.92,2.), ('B',0,.70,1.)
+    ], columns=['method','seed','accuracy','seconds'])
     t = bench.table(runs)
-    assert list(t.index) == ['A',bench.alone,'B'] and list(t.seeds) == [2,2,1]  # the teacher is no method; by accuracy
-    assert t.loc['A',['accuracy','difference','se','time']].tolist() == pytest.approx([88,3,1,2.5])  # +2 and +4 points; 2 and 3 times as long
+    assert list(t.index) == ['A',bench.alone,'B'] and list(t.seeds) == [2,2,1]  # sorted by accuracy, without the teacher
+    a = t.loc['A',['accuracy','difference','se','time']].tolist()
+    assert a == pytest.approx([88,3,1,2.5])  # +2 and +4 points; 2 and 3 times as long
     assert t.loc['A','sd'] == pytest.approx(8/2**.5) and t.loc[bench.alone,'difference'] == 0
-    assert np.isnan(t.loc['B','difference'])  # one seed has no standard error
+    assert np.isnan(t.loc['B','difference'])  # no standard error from one seed
 
 def test_finished_runs_are_not_trained_again_and_missing_ones_are(done, capsys):
     file,teacher = done/'out/runs.csv',done/'out/teacher.pth'
@@ -65,11 +69,12 @@ def test_finished_runs_are_not_trained_again_and_missing_ones_are(done, capsys):
     assert file.read_text()==before and teacher.stat().st_mtime_ns==made
     assert ' of 4:' not in out and 'difference' in out
     lines = before.splitlines(True)
-    file.write_text(''.join(lines[:-2]))  # the last two did not finish
+    file.write_text(''.join(lines[:-2]))  # as if the last two had not finished
     bench.main(options(done, *two))
     out = capsys.readouterr().out
     assert [o.split(',')[0] for o in out.splitlines() if ' of 4:' in o] == [f'3 of 4: {bench.alone}', '4 of 4: SoftTarget']
-    assert [o.rsplit(',', 1)[0] for o in file.read_text().splitlines()] == [o.rsplit(',', 1)[0] for o in before.splitlines()]  # all but the seconds
+    def without_seconds(text): return [o.rsplit(',', 1)[0] for o in text.splitlines()]
+    assert without_seconds(file.read_text()) == without_seconds(before)
 
 def test_a_run_of_other_settings_is_another_run(done, capsys):
     bench.main(options(done, '--methods', bench.alone, '--seeds', '0', '--lr', '.01'))
@@ -88,7 +93,7 @@ def test_each_batch_has_its_share_of_labels():
     assert [len(o) for o in epochs] == [len(dl)]*2 == [12]*2
     for b in epochs[0]: assert len(b)==16 and (b<20).sum()==4
     seen = torch.cat(epochs[0])
-    assert len(seen[seen>=20].unique()) == 12*12  # none without label twice in an epoch
+    assert len(seen[seen>=20].unique()) == 12*12  # no unlabelled item appears twice in an epoch
     assert (seen[seen<20].unique(return_counts=True)[1]>=2).all()
     assert not torch.equal(seen, torch.cat(epochs[1]))
 
@@ -102,8 +107,16 @@ def test_a_weight_of_zero_is_the_student_alone(monkeypatch):
     args = SimpleNamespace(labels=40, labelled=4, batch=16, epochs=1, lr=.03, lrs=None, device='cpu', clock='cpu')
     x,y = torch.randn(160,1,28,28),torch.arange(160)%10
     monkeypatch.setitem(bench.methods, 'off', lambda t: KnowledgeDistillation(t, weight=0))
-    accs = [bench.fit_student(args, ((x,y),(x,y)), o, 3, seeded(bench.teacher_net).eval())[0] for o in (bench.alone,'off','SoftTarget')]
-    assert accs[0]==accs[1]!=accs[2]
+    states = []
+    def fit(*args):
+        res = bench.fit(*args)
+        states.append(state(res[2]))
+        return res
+
+    monkeypatch.setitem(bench.fit_student.__globals__, 'fit', fit)
+    for o in bench.alone,'off','SoftTarget': bench.fit_student(args, ((x,y),(x,y)), o, 3, seeded(bench.teacher_net).eval())
+    assert same_state(states[0], states[1]) and not same_state(states[0], states[2])
+
 
 def test_teachers_answers_stand_in_for_labels():
     s,t = torch.randn(8,10),torch.randn(8,10)

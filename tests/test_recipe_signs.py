@@ -1,4 +1,4 @@
-"The calls of the well-known traffic-sign tutorial run as they stand, on generated images in its layout"
+"The calls of the well-known traffic-sign tutorial run unchanged, on generated images in its layout"
 import pytest
 from fastai.vision.all import *
 
@@ -20,14 +20,20 @@ def test_the_calls_run_as_they_stand(tmp_path):
     test_dataloader = data.test_dl([path/'Final_Test'/'Images'/n for n in test.Filename])
     y_true,metric = tensor(test.ClassId.values),f1_score_mult
 
-    teacher = create_cnn_model(resnet34, 43, pretrained=False); teacher.load_state_dict(torch.load(weights))
+    teacher = create_cnn_model(resnet34, 43, pretrained=False)
+    teacher.load_state_dict(torch.load(weights))
     student_model = create_cnn_model(resnet18, 43, pretrained=False)
     loss = partial(SoftTarget, T=20)
     kd = KnowledgeDistillation(teacher, loss, from_learner=False)
     student = Learner(data, student_model, metrics=[accuracy, f1_score_mult], splitter=default_split, wd=wd, cbs=kd)
-    student.freeze_to(1); student.summary(); student.lr_find()
-    student.fit_one_cycle(1, lr_max=0.001); student.unfreeze(); student.lr_find()
-    student.fit_one_cycle(9, lr_max=slice(0.0001, 0.001)); student.fit_one_cycle(6, lr_max=slice(0.00001, 0.0001))
+    student.freeze_to(1)
+    student.summary()
+    student.lr_find()
+    student.fit_one_cycle(1, lr_max=0.001)
+    student.unfreeze()
+    student.lr_find()
+    student.fit_one_cycle(9, lr_max=slice(0.0001, 0.001))
+    student.fit_one_cycle(6, lr_max=slice(0.00001, 0.0001))
     results = test_time_aug(student, test_dataloader, y_true, metric, n_augs=[0, 5, 10, 20, 30])
 
     assert kd.losses is not None and kd.terms[0].T == 20

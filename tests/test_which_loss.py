@@ -1,4 +1,4 @@
-"The page “Which loss should I use?”: it runs, it agrees with the measurements, and it is fit to be published"
+"The page “Which loss should I use?”: it runs, it agrees with the measurements, and it is ready to publish"
 import json
 from pathlib import Path
 
@@ -13,7 +13,7 @@ runs = pd.read_csv(root/'benchmarks/methods.csv')
 def outputs():
     return [o for c in json.loads(nb.read_text())['cells'] for o in c.get('outputs', [])]
 
-def test_it_runs(): nbdev_test(nb)  # its cells assert what the text says of the results
+def test_it_runs(): nbdev_test(nb)  # its cells assert what the text says about the results
 
 def test_five_seeds_of_each_method():
     df = runs[runs.method!='teacher']

@@ -1,9 +1,11 @@
-"`fastkd demo` in a process of its own, as users run it"
+"Run `fastkd demo` in a subprocess, as users do"
 import subprocess, sys
 import pandas as pd, pytest
 from fastkd.cli.main import main
 
-def fastkd(*args, **kw): return subprocess.run([sys.executable, '-m', 'fastkd', *map(str, args)], capture_output=True, text=True, timeout=600, **kw)
+def fastkd(*args, **kw):
+    cmd = [sys.executable, '-m', 'fastkd', *map(str, args)]
+    return subprocess.run(cmd, capture_output=True, text=True, timeout=600, **kw)
 
 @pytest.fixture(scope='module')
 def ran(tmp_path_factory):
@@ -32,7 +34,8 @@ def test_table_is_the_mean_of_the_runs(ran):
 
 def test_output_has_table_difference_and_setting(ran):
     out,res = ran
-    for o in ('student alone', '94,186', 'Distilled minus alone:', 'too few seeds', 'had all their labels', f"wrote {out/'student.pkl'}"): assert o in res.stdout
+    words = 'student alone', '94,186', 'Distilled minus alone:', 'too few seeds', 'had all their labels', f"wrote {out/'student.pkl'}"
+    for o in words: assert o in res.stdout
 
 def test_progress_is_shown(ran): assert 'Epoch 1/1' in ran[1].stdout and '[40/40' in ran[1].stdout
 
@@ -50,8 +53,9 @@ with learn.no_bar(): print(sum(p.numel() for p in learn.model.parameters()), len
     assert res.stdout.split()==['6274','10'], res.stderr
 
 @pytest.mark.parametrize('args,code,msg', [
-    ([], 2, 'required'), (['demos'], 2, 'invalid choice'), (['demo','--epochs','0'], 2, '0 is out of range: choose 1 or more'),
-    (['demo','--epochs','x'], 2, "'x' is not a whole number"), (['demo','--seed','-1'], 2, 'choose 0 or more'), (['demo','--oops'], 2, 'unrecognized')], ids=str)
+    ([], 2, 'required'), (['demos'], 2, 'invalid choice'), (['demo','--oops'], 2, 'unrecognized'),
+    (['demo','--epochs','0'], 2, '0 is out of range: choose 1 or more'), (['demo','--epochs','x'], 2, "'x' is not a whole number"),
+    (['demo','--seed','-1'], 2, 'choose 0 or more')], ids=str)
 def test_wrong_arguments_exit_with_2(args, code, msg, capsys):
     with pytest.raises(SystemExit) as e: main(args)
     assert e.value.code==code and msg in capsys.readouterr().err
@@ -69,7 +73,10 @@ def test_help_exits_with_0(args, capsys):
     assert all(o in text for o in (['[--out DIR]','[--seed N]','[--epochs N]','[--quick]'] if 'demo' in args else ['demo']))
 
 def test_help_does_not_load_torch():
-    src = "import sys; from fastkd.cli.main import main\ntry: main(['demo','--help'])\nexcept SystemExit: print('torch' in sys.modules, 'fastai' in sys.modules)"
+    src = """import sys
+from fastkd.cli.main import main
+try: main(['demo','--help'])
+except SystemExit: print('torch' in sys.modules, 'fastai' in sys.modules)"""
     res = subprocess.run([sys.executable, '-c', src], capture_output=True, text=True)
     assert res.stdout.splitlines()[-1]=='False False'
 
