@@ -1,34 +1,37 @@
 "What users of fastkd import: `from fastkd.all import *`, after fastai's own"
+from fastkd.data.digits import digits_dls
+from fastkd.evaluation.masks import agreement, class_mask
+from fastkd.evaluation.tta import TTAEvaluator, test_time_aug
 from fastkd.losses.activations import OFD, ActivationBoundaries, activation_boundaries, ofd
 from fastkd.losses.batch import DIST, MultiLevel, dist, multi_level
-from fastkd.training.callback import KnowledgeDistillation
 from fastkd.losses.contrastive import CRD, crd
-from fastkd.data.digits import digits_dls
-from fastkd.evaluation.tta import TTAEvaluator, test_time_aug
 from fastkd.losses.features import Attention, FitNet, Similarity, attention, fitnet, similarity
-from fastkd.schemes.generations import born_again, distill_chain
-from fastkd.losses.label_aware import DecoupledKD, NormalizedKD, TeacherFree, WeightedSoftLabel, decoupled_kd, normalized_kd, teacher_free, weighted_soft_label
-from fastkd.models.layers import layer_names
-from fastkd.losses.soft_targets import BinarySoftTarget, Logits, SoftTarget, binary_soft_target, logits, soft_target
+from fastkd.losses.label_aware import (
+    DecoupledKD, NormalizedKD, TeacherFree, WeightedSoftLabel, decoupled_kd, normalized_kd, teacher_free,
+    weighted_soft_label)
 from fastkd.losses.maps import FSP, NST, ChannelWise, FactorTransfer, channel_wise, factor_transfer, fsp, nst
-from fastkd.evaluation.masks import agreement, class_mask
-from fastkd.schemes.mean_teacher import MeanTeacher
-from fastkd.schemes.mutual import MutualLearning
-from fastkd.models.pairs import pair_layers
 from fastkd.losses.regression import Huber, TeacherBounded, huber, teacher_bounded
 from fastkd.losses.relations import PKT, RKD, CorrelationCongruence, correlation_congruence, pkt, rkd
-from fastkd.training.resume import Resume
 from fastkd.losses.review import ReviewKD, review_kd
-from fastkd.models.split import body_head, split_at
-from fastkd.teachers.teacher import Teacher
+from fastkd.losses.soft_targets import BinarySoftTarget, Logits, SoftTarget, binary_soft_target, logits, soft_target
 from fastkd.losses.variational import VID, vid
+from fastkd.models.layers import layer_names
+from fastkd.models.pairs import pair_layers
+from fastkd.models.split import body_head, split_at
+from fastkd.schemes.generations import born_again, distill_chain
+from fastkd.schemes.mean_teacher import MeanTeacher
+from fastkd.schemes.mutual import MutualLearning
+from fastkd.teachers.teacher import Teacher
+from fastkd.training.callback import KnowledgeDistillation
+from fastkd.training.resume import Resume
 from fastkd.training.schedules import LearnableT, warm_up
 
-__all__ = ['ActivationBoundaries', 'Attention', 'BinarySoftTarget', 'CRD', 'ChannelWise', 'CorrelationCongruence', 'DIST', 'DecoupledKD', 'FSP',
-           'FactorTransfer', 'FitNet', 'Huber', 'KnowledgeDistillation', 'LearnableT', 'Logits', 'MeanTeacher', 'MultiLevel', 'MutualLearning', 'NST',
-           'NormalizedKD', 'OFD', 'PKT', 'RKD', 'Resume', 'ReviewKD', 'Similarity', 'SoftTarget', 'TTAEvaluator', 'Teacher', 'TeacherBounded',
-           'TeacherFree', 'VID', 'WeightedSoftLabel', 'activation_boundaries', 'agreement', 'attention', 'binary_soft_target', 'body_head',
-           'born_again', 'channel_wise', 'class_mask', 'correlation_congruence', 'crd', 'decoupled_kd', 'digits_dls', 'dist', 'distill_chain',
-           'factor_transfer', 'fitnet', 'fsp', 'huber', 'layer_names', 'logits', 'multi_level', 'normalized_kd', 'nst', 'ofd', 'pair_layers', 'pkt',
-           'review_kd', 'rkd', 'similarity', 'soft_target', 'split_at', 'teacher_bounded', 'teacher_free', 'test_time_aug', 'vid', 'warm_up',
-           'weighted_soft_label']
+__all__ = [
+    'ActivationBoundaries', 'Attention', 'BinarySoftTarget', 'CRD', 'ChannelWise', 'CorrelationCongruence', 'DIST', 'DecoupledKD',
+    'FSP', 'FactorTransfer', 'FitNet', 'Huber', 'KnowledgeDistillation', 'LearnableT', 'Logits', 'MeanTeacher', 'MultiLevel',
+    'MutualLearning', 'NST', 'NormalizedKD', 'OFD', 'PKT', 'RKD', 'Resume', 'ReviewKD', 'Similarity', 'SoftTarget',
+    'TTAEvaluator', 'Teacher', 'TeacherBounded', 'TeacherFree', 'VID', 'WeightedSoftLabel', 'activation_boundaries', 'agreement',
+    'attention', 'binary_soft_target', 'body_head', 'born_again', 'channel_wise', 'class_mask', 'correlation_congruence', 'crd',
+    'decoupled_kd', 'digits_dls', 'dist', 'distill_chain', 'factor_transfer', 'fitnet', 'fsp', 'huber', 'layer_names', 'logits',
+    'multi_level', 'normalized_kd', 'nst', 'ofd', 'pair_layers', 'pkt', 'review_kd', 'rkd', 'similarity', 'soft_target',
+    'split_at', 'teacher_bounded', 'teacher_free', 'test_time_aug', 'vid', 'warm_up', 'weighted_soft_label']

@@ -1,1 +1,1 @@
-"Items and their loaders"
+"Data sets and data loaders"

@@ -1,1 +1,1 @@
-"Predictions, however they came about"
+"Evaluate any model: test-time augmentation, class masks, metrics"

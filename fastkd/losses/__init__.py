@@ -1,1 +1,1 @@
-"Losses on predictions and on features: they know tensors and, for features, adapters"
+"Loss functions on predictions and features, each with a class that holds its hyper-parameters"

@@ -1,1 +1,1 @@
-"What there is to know of any `nn.Module`: its layers, what they return, and how to pair, adapt and split them"
+"Tools for any `nn.Module`: list, record, pair, adapt and split its layers"

@@ -1,1 +1,1 @@
-"Whatever is called a teacher, as one frozen predictor"
+"Turn a `Learner`, a module or a list of them into a frozen teacher for the student's inputs and classes"
