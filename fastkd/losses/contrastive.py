@@ -15,12 +15,12 @@ from .features import FeatureLoss, pooled
 # %% ../../nbs/losses/11_contrastive.ipynb #980042d0
 @full_precision
 def _scores(fs, ft, mem_s, mem_t, idx, tau):
-    "Of the student's and the teacher's embeddings with the other's memory, (2, B, 1+m)"
-    # all products and then a choice: less memory and time than a copy of the chosen rows, (B, 1+m, D), for any n up to about B·m
+    "Scores of the student's embeddings with the teacher's memory, and the other way round, (2, B, 1+m)"
+    # For n up to about B·m, computing all products takes less memory and time than copying the selected rows, (B, 1+m, D)
     return torch.stack([(f @ mem.T).gather(1, idx) for f,mem in ((fs,mem_t), (ft,mem_s))]) / tau
 
 def _fresh_log_z(x, n):
-    "The logs of n times the mean of exp(x), for either direction"
+    "Log of n times the mean of exp(x), for each direction"
     return (x.logsumexp((1,2)) - math.log(x[0].numel()) + math.log(n)).detach()
 
 def _nce(x, log_z, n):
@@ -28,28 +28,36 @@ def _nce(x, log_z, n):
     m = x.shape[2]-1
     c = math.log(m/n + 1e-7)  # the reference code adds 1e-7 to the denominators
     x = x - log_z[:,None,None] - c
-    return -(F.logsigmoid(x[...,0]).sum() + (F.logsigmoid(-x[...,1:]) + math.log(m/n)-c).sum()) / x.shape[1]
+    own = F.logsigmoid(x[...,0])
+    others = F.logsigmoid(-x[...,1:]) + math.log(m/n)-c
+    return -(own.sum() + others.sum()) / x.shape[1]
+
+def _check_embeddings(fs, ft, mem_s, mem_t, idx):
+    if not (fs.shape == ft.shape and mem_s.shape == mem_t.shape and fs.shape[1:] == mem_s.shape[1:]):
+        shapes = ', '.join(str(tuple(o.shape)) for o in (fs, ft, mem_s, mem_t))
+        raise ValueError(f"fs, ft, mem_s and mem_t have the shapes {shapes}: give embeddings (B, D) and memories (n, D)")
+    if idx.ndim != 2 or len(idx) != len(fs) or idx.shape[1] < 2:
+        raise ValueError(f"idx has shape {tuple(idx.shape)}: give (B, 1+m), for each of the {len(fs)} items its own index "
+                         "and those of at least one negative")
 
 @full_precision
 def crd(
     fs:Tensor, # student embeddings, (B, D), L2-normalised
     ft:Tensor, # teacher embeddings, (B, D), L2-normalised
-    mem_s:Tensor, # remembered student embeddings of all n items, (n, D)
-    mem_t:Tensor, # remembered teacher embeddings, (n, D)
-    idx:Tensor, # numbers of the item itself, in the first column, and of its negatives, (B, 1+m) ints from 0 to n-1
+    mem_s:Tensor, # stored student embeddings of all n items, (n, D)
+    mem_t:Tensor, # stored teacher embeddings, (n, D)
+    idx:Tensor, # indices of the item itself, in the first column, and of its negatives, (B, 1+m) ints from 0 to n-1
     tau:float=.07, # temperature, > 0
-    log_z:Tensor=None, # logs of the constants Z of student and teacher, (2,); None: from this batch
+    log_z:Tensor=None, # logs of the constants Z of student and teacher, (2,); None to compute them from this batch
 )->Tensor: # scalar, nats
-    "Contrastive representation distillation (Tian et al., 1910.10699): both directions, mean over the batch; ValueError if the shapes differ or there is no negative"
-    if not (fs.shape == ft.shape and mem_s.shape == mem_t.shape and fs.shape[1:] == mem_s.shape[1:]):
-        raise ValueError(f"fs, ft, mem_s and mem_t have the shapes {', '.join(str(tuple(o.shape)) for o in (fs, ft, mem_s, mem_t))}: give embeddings (B, D) and memories (n, D)")
-    if idx.ndim != 2 or len(idx) != len(fs) or idx.shape[1] < 2: raise ValueError(f"idx has shape {tuple(idx.shape)}: give (B, 1+m), for each of the {len(fs)} items its own number and those of at least one negative")
+    "Contrastive representation distillation (Tian et al., 1910.10699): both directions, mean over the batch; ValueError for wrong shapes"
+    _check_embeddings(fs, ft, mem_s, mem_t, idx)
     x,n = _scores(fs, ft, mem_s, mem_t, idx, tau),len(mem_s)
     return _nce(x, _fresh_log_z(x, n) if log_z is None else log_z, n)
 
 # %% ../../nbs/losses/11_contrastive.ipynb #564a1d25
 class ContrastMemory(nn.Module):
-    "Linear embeddings of student and teacher features, and the last embeddings of all training items; ValueError for fewer than two items"
+    "Linear embeddings of student and teacher features, and the latest ones of all training items; ValueError for fewer than two items"
     def __init__(self,
         c_s:int, # channels of the student
         c_t:int, # channels of the teacher
@@ -57,15 +65,16 @@ class ContrastMemory(nn.Module):
         dim:int=128, # size of the embeddings
     ):
         super().__init__()
-        if n_items < 2: raise ValueError(f"n_items={n_items}: CRD tells an item from others, so there must be 2 or more training items")
+        if n_items < 2:
+            raise ValueError(f"n_items={n_items}: CRD tells an item from others, so there must be 2 or more training items")
         self.embed_s,self.embed_t = nn.Linear(c_s, dim),nn.Linear(c_t, dim)
-        a = (3/dim)**.5  # rows have a mean square of 1
+        a = (3/dim)**.5  # then the mean squared norm of a row is 1
         self.register_buffer('mem_s', torch.empty(n_items, dim).uniform_(-a, a))
         self.register_buffer('mem_t', torch.empty(n_items, dim).uniform_(-a, a))
         self.register_buffer('log_z', torch.full((2,), -math.inf))  # -inf: not set yet
         self.seed,self.n_draws = torch.randint(2**62, ()).item(),0
 
-    # numbers, not a buffer: to read a seed from the GPU in every batch would stall it
+    # Python ints, not a buffer: reading a seed from the GPU for every batch would stall it
     def get_extra_state(self): return torch.tensor([self.seed, self.n_draws])
     def set_extra_state(self, state): self.seed,self.n_draws = state.tolist()
 
@@ -74,31 +83,39 @@ class ContrastMemory(nn.Module):
         return [F.normalize(e(pooled(f)), dim=1) for e,f in ((self.embed_s,fs), (self.embed_t,ft))]
 
     def check(self,
-        items:Tensor, # numbers of the items in the batch, (B,)
+        items:Tensor, # indices of the batch's items in the training set, (B,)
         n:int, # size of the batch
     )->Tensor: # on the memory's device
-        "`items`, if they are the numbers of `n` items in the memory; else a ValueError"
-        if items is None: raise ValueError("CRD needs the number of each item of the batch in the training set, (B,), and got none: train on a data set with numbered items, or leave CRD out")
-        if items.shape != (n,): raise ValueError(f"items has shape {tuple(items.shape)}: give one number per item of the batch, ({n},)")
+        "`items`, if they are the indices of `n` items in the memory; else a ValueError"
+        if items is None:
+            raise ValueError("CRD needs the index of each item of the batch in the training set, (B,), but got none: "
+                             "train on a dataset with indexed items, or leave CRD out")
+        if items.shape != (n,):
+            raise ValueError(f"items has shape {tuple(items.shape)}: give one index per item of the batch, ({n},)")
         low,high = (o.item() for o in items.aminmax())
-        if low < 0 or high >= len(self.mem_s): raise ValueError(f"items has the number {low if low<0 else high}, but the memory was made for {len(self.mem_s)} training items, 0 to {len(self.mem_s)-1}: start again with a new KnowledgeDistillation if the training set has changed")
+        if low < 0 or high >= len(self.mem_s): self._raise_not_in_memory(low if low<0 else high)
         return items.to(self.mem_s.device)
 
+    def _raise_not_in_memory(self, item):
+        n = len(self.mem_s)
+        raise ValueError(f"items has the index {item}, but the memory was made for {n} training items, 0 to {n-1}: "
+                         "create a new KnowledgeDistillation if the training set has changed")
+
     def draw(self,
-        items:Tensor, # numbers of the items in the batch, (B,)
-        m:int, # number of negatives of each
-    )->Tensor: # (B, 1+m): an item, and others
-        "Each item with `m` others, drawn evenly with replacement; the same ones until the memory is updated"
+        items:Tensor, # indices of the batch's items in the training set, (B,)
+        m:int, # number of negatives for each item
+    )->Tensor: # (B, 1+m): the item itself, then its negatives
+        "Each item with `m` others, drawn uniformly with replacement; stays the same until the memory is updated"
         g = torch.Generator(items.device).manual_seed(self.seed + self.n_draws)
         r = torch.randint(len(self.mem_s)-1, (len(items), m), generator=g, device=items.device)
         return torch.cat([items[:,None], r + (r >= items[:,None])], 1)
 
     @torch.no_grad()
     def update(self,
-        items:Tensor, # numbers of the items in the batch, (B,)
+        items:Tensor, # indices of the batch's items in the training set, (B,)
         s:Tensor, # the student's embeddings, (B, dim)
-        t:Tensor, # the teacher's
-        momentum:float=.5, # share of what was remembered
+        t:Tensor, # the teacher's embeddings, (B, dim)
+        momentum:float=.5, # share of the old embedding
     ):
         "Move the items' rows towards their new embeddings"
         for mem,v in (self.mem_s,s),(self.mem_t,t):
@@ -106,10 +123,10 @@ class ContrastMemory(nn.Module):
         self.n_draws += 1
 
     def forward(self, fs, ft, items, m=16384, tau=.07, momentum=.5):
-        "The loss of a batch; in training the memory moves on"
+        "The loss of a batch; in training, it then updates the memory"
         items,(s,t) = self.check(items, len(fs)),self.embed(fs, ft)
         learns = self.training and torch.is_grad_enabled()
-        mems = [o.clone() if learns else o for o in (self.mem_s,self.mem_t)]  # backward needs them as they are now
+        mems = [o.clone() if learns else o for o in (self.mem_s,self.mem_t)]  # backward needs the values before the update
         x,n = _scores(s, t, *mems, self.draw(items, m), tau),len(self.mem_s)
         log_z = torch.where(self.log_z.isinf(), _fresh_log_z(x, n).to(self.log_z.dtype), self.log_z)
         if learns:
@@ -119,25 +136,28 @@ class ContrastMemory(nn.Module):
 
 # %% ../../nbs/losses/11_contrastive.ipynb #bb665d80
 class CRD(FeatureLoss):
-    "Contrastive representation distillation, `crd` (Tian et al., 1910.10699), on the last pair, with trained embeddings and a memory of all training items; features (B, C, *)"
+    "CRD, `crd` (Tian et al., 1910.10699), on the last pair, with trained embeddings and a memory of all training items; features (B, C, *)"
     use,by_item = 'last',True
     def __init__(self,
-        layers=None, # None: the last one of the automatic pairs; names; or (student_name, teacher_name) pairs
+        layers=None, # None for the last one of the automatic pairs, a list of names, or a list of (student_name, teacher_name)
         dim:int=128, # size of the embeddings
-        n_negatives:int=16384, # other items that each item is told from, drawn with replacement
+        n_negatives:int=16384, # negatives per item, drawn with replacement
         tau:float=.07, # temperature, > 0, or a schedule
-        momentum:float=.5, # share of the old embedding in a remembered one, 0 to 1, or a schedule
-        weight:float=.8 # factor of this term, or a schedule
+        momentum:float=.5, # share of the old embedding when a row is updated, 0 to 1, or a schedule
+        weight:float=.8 # weight of this term, or a schedule
     ):
         super().__init__(crd, layers, weight, dim=check_count('dim', dim), n_negatives=check_count('n_negatives', n_negatives),
                          tau=check_param('tau', tau, strict=True), momentum=check_param('momentum', momentum, high=1))
 
     def make_modules(self, pairs, at=None):
-        "A `ContrastMemory` per pair; ValueError where the number of training items is not known"
+        "A `ContrastMemory` per pair; ValueError if the number of training items is unknown"
         n = getattr(at, 'n_items', None)
-        if n is None: raise ValueError("CRD remembers every training item, but their number is not known: train on a data set with a length, or leave CRD out")
+        if n is None:
+            raise ValueError("CRD remembers every training item, but their number is not known: "
+                             "train on a dataset with a length, or leave CRD out")
         return nn.ModuleList(ContrastMemory(s.shape[1], t.shape[1], n, self.dim) for s,t in pairs)
 
     def pairs_loss(self, modules, pairs, pos=0., items=None):
-        "The sum over the pairs; ValueError without `items`, the numbers (B,) of the batch's items in the training set"
-        return sum(m(s, t, items, self.n_negatives, value_at(self.tau, pos), value_at(self.momentum, pos)) for m,(s,t) in zip(modules, pairs))
+        "The sum over the pairs; ValueError without `items`, the indices (B,) of the batch's items in the training set"
+        tau,momentum = value_at(self.tau, pos),value_at(self.momentum, pos)
+        return sum(m(s, t, items, self.n_negatives, tau, momentum) for m,(s,t) in zip(modules, pairs))

@@ -15,9 +15,12 @@ from .base import check_param, full_precision
 from .features import check_pair, FeatureLoss, pooled
 
 # %% ../../nbs/losses/06_relations.ipynb #96d61193
-def _distances(f): return torch.cdist(f, f, compute_mode='donot_use_mm_for_euclid_dist')  # exact where items are near; its gradient is 0 at 0
+def _distances(f):
+    # this mode is exact for items that are close, and its gradient is 0 at distance 0
+    return torch.cdist(f, f, compute_mode='donot_use_mm_for_euclid_dist')
 
-def _over_mean(d): # of different items
+def _over_mean(d):
+    "Distances in units of their mean over different items"
     m = d.sum() / (len(d)*(len(d)-1))
     return d / m.masked_fill(m==0, math.inf)
 
@@ -26,14 +29,16 @@ def _angles(f, d, lo, hi): # (hi-lo, B, B)
     e = (f[None] - f[lo:hi,None]) / d[lo:hi,:,None]
     return e @ e.mT
 
-def _angle_sum(fs, ft, ds, dt, lo, hi): return F.smooth_l1_loss(_angles(fs, ds, lo, hi), _angles(ft, dt, lo, hi), reduction='sum')
+def _angle_sum(fs, ft, ds, dt, lo, hi):
+    return F.smooth_l1_loss(_angles(fs, ds, lo, hi), _angles(ft, dt, lo, hi), reduction='sum')
 
 def _angle_loss(fs, ft, ds, dt):
     B = len(fs)
     ds,dt = [d.masked_fill(d <= 1e-6*d.mean(), math.inf) for d in (ds,dt)]  # rounding errors have no direction
     n = max(1, 2**21//(B*max(B, fs.shape[1], ft.shape[1])))
     again = partial(checkpoint, _angle_sum, use_reentrant=False, preserve_rng_state=False)
-    return sum((again if n<B else _angle_sum)(fs, ft, ds, dt, i, min(i+n, B)) for i in range(0, B, n)) / B**3
+    part = again if n<B else _angle_sum
+    return sum(part(fs, ft, ds, dt, i, min(i+n, B)) for i in range(0, B, n)) / B**3
 
 @full_precision
 def rkd(
@@ -42,7 +47,7 @@ def rkd(
     distance:float=25., # weight of the distances
     angle:float=50., # weight of the angles
 )->Tensor: # scalar
-    "Relational distillation (Park et al., 1904.05068): the batch's relative distances and its angles; ValueError for a batch of one"
+    "Relational distillation (Park et al., 1904.05068): relative distances and angles within the batch; ValueError for a batch of one"
     check_pair('rkd', fs, ft, low=2)
     fs,ft = pooled(fs),pooled(ft)
     ds,dt = _distances(fs),_distances(ft)
@@ -53,18 +58,18 @@ class RKD(FeatureLoss):
     "Relational distillation, `rkd` (Park et al., 1904.05068), on the last pair; features (B, C, *)"
     use,min_items = 'last',2
     def __init__(self,
-        layers=None, # None: the last one of the automatic pairs; names; or (student_name, teacher_name) pairs
+        layers=None, # None for the last one of the automatic pairs, a list of names, or a list of (student_name, teacher_name)
         distance:float=25., # weight of the distances, or a schedule
         angle:float=50., # weight of the angles, or a schedule
-        weight:float=1. # factor of this term, or a schedule
+        weight:float=1. # weight of this term, or a schedule
     ): super().__init__(rkd, layers, weight, distance=check_param('distance', distance), angle=check_param('angle', angle))
 
 # %% ../../nbs/losses/06_relations.ipynb #764b455d
 def _neighbours(f, eps):
-    "Probability of each item to be a neighbour of another, (B, B), rows sum to 1"
+    "Probability that each item is a neighbour of each other one, (B, B); rows sum to 1"
     n = f.norm(dim=1, keepdim=True)
     u = f / (n.masked_fill(n==0, math.inf) + eps)
-    p = (u@u.T + 1).clamp(min=0)  # opposite items may round to just below 0
+    p = (u@u.T + 1).clamp(min=0)  # for opposite items, rounding can give a value just below 0
     return p / p.sum(1, keepdim=True)
 
 @full_precision
@@ -73,7 +78,7 @@ def pkt(
     ft:Tensor, # teacher features, (B, C_t, *), averaged over positions
     eps:float=1e-7, # added to norms and probabilities
 )->Tensor: # scalar, nats per pair of items
-    "Probabilistic knowledge transfer (Passalis & Tefas, 1803.10837): divergence of the batch's similarities as probabilities; ValueError for a batch of one"
+    "Probabilistic knowledge transfer (Passalis & Tefas, 1803.10837): KL of neighbour probabilities; ValueError for a batch of one"
     check_pair('pkt', fs, ft, low=2)
     p,q = [_neighbours(f, eps) for f in (pooled(fs),pooled(ft))]
     return (q * ((q+eps)/(p+eps)).log()).mean()
@@ -82,9 +87,9 @@ class PKT(FeatureLoss):
     "Probabilistic knowledge transfer, `pkt` (Passalis & Tefas, 1803.10837), on the last pair; features (B, C, *)"
     use,min_items = 'last',2
     def __init__(self,
-        layers=None, # None: the last one of the automatic pairs; names; or (student_name, teacher_name) pairs
+        layers=None, # None for the last one of the automatic pairs, a list of names, or a list of (student_name, teacher_name)
         eps:float=1e-7, # added to norms and probabilities, > 0
-        weight:float=30000. # factor of this term, or a schedule
+        weight:float=30000. # weight of this term, or a schedule
     ): super().__init__(pkt, layers, weight, eps=check_param('eps', eps, strict=True))
 
 # %% ../../nbs/losses/06_relations.ipynb #fef3dc05
@@ -93,24 +98,26 @@ def correlation_congruence(
     fs:Tensor, # student features, after the adapter, (B, C, *), averaged over positions
     ft:Tensor, # teacher features, (B, C, *), averaged over positions
 )->Tensor: # scalar, squared units of the features
-    "Correlation congruence, the simplified form (after Peng et al., 1904.01802): deviations of neighbours in the batch; ValueError for a batch of one"
+    "Correlation congruence, simplified (after Peng et al., 1904.01802): joint deviations of neighbours; ValueError for a batch of one"
     check_pair('correlation_congruence', fs, ft, low=2, channels=True)
     fs,ft = pooled(fs),pooled(ft)
     d = (fs-ft).abs()
     return (d[:-1]*d[1:]).sum(1).mean()
 
+def _pooled_pairs(pairs): return [(pooled(s),pooled(t)) for s,t in pairs]
+
 class CorrelationCongruence(FeatureLoss):
-    "Correlation congruence, `correlation_congruence` (after Peng et al., 1904.01802), on the last pair, with an adapter where widths differ; features (B, C, *)"
+    "`correlation_congruence` (after Peng et al., 1904.01802) on the last pair, with an adapter where widths differ; features (B, C, *)"
     use,adapt,min_items = 'last',True,2
     def __init__(self,
-        layers=None, # None: the last one of the automatic pairs; names; or (student_name, teacher_name) pairs
-        weight:float=.02 # factor of this term, or a schedule
+        layers=None, # None for the last one of the automatic pairs, a list of names, or a list of (student_name, teacher_name)
+        weight:float=.02 # weight of this term, or a schedule
     ): super().__init__(correlation_congruence, layers, weight)
 
     def make_modules(self, pairs:list, at=None)->nn.Module: # as in `FeatureLoss`
         "A linear layer per pair where widths differ"
-        return super().make_modules([tuple(map(pooled, p)) for p in pairs], at)
+        return super().make_modules(_pooled_pairs(pairs), at)
 
     def pairs_loss(self, modules:nn.Module, pairs:list, pos:float=0.)->Tensor: # as in `FeatureLoss`
-        "The term, without its weight"
-        return super().pairs_loss(modules, [tuple(map(pooled, p)) for p in pairs], pos)
+        "The sum over the pairs, without the weight"
+        return super().pairs_loss(modules, _pooled_pairs(pairs), pos)

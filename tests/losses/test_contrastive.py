@@ -1,39 +1,39 @@
-"Contrastive representation distillation: values, memory, negatives, random numbers, edges"
-import copy, math, random
+"Contrastive representation distillation: values, memory, negatives, random numbers, edge cases"
+import copy, math
 from functools import partial
 from types import SimpleNamespace
 
-import numpy as np, pytest, timm, torch, torch.nn.functional as F
+import pytest, torch, torch.nn.functional as F
 from fastai.torch_core import get_random_states
 from fastcore.test import test_close
-from fastkd.all import KnowledgeDistillation
+from helpers import image_dls, same_state, seeded, state, student, trained_teacher
+from torch.autograd import gradcheck
+
 from fastkd.losses.contrastive import *
-from fastkd.teachers.teacher import Teacher
-from fastkd.training.features import FeaturePairs
-from helpers import cnn, image_dls, same_state, seeded, state, student, trained_teacher
+from fastkd.training.callback import KnowledgeDistillation
+from module_cases import each_network_pair, paired, wave
+from pair_cases import feat
 
-torch.set_num_threads(1)
-
-def feat(c, h, a):
-    n = torch.arange(8*c*h*h).double()
-    return (2*torch.sin(a*n) + .3*torch.cos(.013*n)).reshape(8, c, h, h)
 fs,ft = feat(6, 4, .37).mean((2,3)),feat(9, 2, .71).mean((2,3))
 n,items = 20,torch.arange(8)*2 + 1
+three_idx = torch.tensor([[0,3,4],[1,8,8],[2,0,1]])
 
-def wave(p, k): p.data = (.3*torch.sin(1.7*torch.arange(p.numel()).double() + k)).reshape(p.shape)
-def vit(): return timm.models.VisionTransformer(img_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=2, num_classes=3)
-def fixed_idx(items, m): return torch.cat([items[:,None], (items[:,None] + 1 + (5*torch.arange(m)[None] + 3*torch.arange(len(items))[:,None]) % (n-1)) % n], 1)
+def fixed_idx(items, m):
+    "Each item with `m` others, always the same ones"
+    shift = 5*torch.arange(m)[None] + 3*torch.arange(len(items))[:,None]
+    return torch.cat([items[:,None], (items[:,None] + 1 + shift % (n-1)) % n], 1)
 
 def memory(n=n, dim=4, seed=0, c_s=6, c_t=9): return seeded(partial(ContrastMemory, c_s, c_t, n, dim), seed=seed).double()
 def waved():
     m = memory()
-    for k,p in enumerate([*m.embed_s.parameters(), *m.embed_t.parameters(), m.mem_s, m.mem_t]): wave(p, k)
+    wave([*m.embed_s.parameters(), *m.embed_t.parameters(), m.mem_s, m.mem_t])
     m.draw = fixed_idx
     return m
 
 def unit(*shape, seed=0):
     torch.manual_seed(seed)
     return F.normalize(torch.randn(*shape).double(), dim=-1)
+def units(): return unit(3,4),unit(3,4,seed=1),unit(9,4,seed=2),unit(9,4,seed=3)
 
 # Value
 
@@ -48,19 +48,21 @@ def test_function_is_the_first_of_them():
     assert crd(s, t, m.mem_s, m.mem_t, fixed_idx(items, 7)).item() == pytest.approx(11.568955540442502, rel=1e-12)
 
 def test_value_is_the_papers_sum_of_logs():
-    s,t,mem_s,mem_t,idx = unit(3,4),unit(3,4,seed=1),unit(9,4,seed=2),unit(9,4,seed=3),torch.tensor([[0,3,4],[1,8,8],[2,0,1]])
+    s,t,mem_s,mem_t = units()
     want = 0
     for f,mem,z in (s,mem_t,2.),(t,mem_s,3.):
         for b in range(3):
-            p = torch.stack([(f[b]@mem[i]/.5).exp()/z for i in idx[b]])
+            p = torch.stack([(f[b]@mem[i]/.5).exp()/z for i in three_idx[b]])
             h = p/(p + 2/9)
             want -= (h[0].log() + (1-h[1:]).log().sum())/3
-    test_close(crd(s, t, mem_s, mem_t, idx, tau=.5, log_z=torch.tensor([2.,3.]).double().log()), want, eps=1e-5)
+    test_close(crd(s, t, mem_s, mem_t, three_idx, tau=.5, log_z=torch.tensor([2.,3.]).double().log()), want, eps=1e-5)
 
 def test_constants_are_n_times_the_mean_of_the_first_batch():
-    s,t,mem_s,mem_t,idx = unit(3,4),unit(3,4,seed=1),unit(9,4,seed=2),unit(9,4,seed=3),torch.tensor([[0,3,4],[1,8,8],[2,0,1]])
-    z = torch.stack([9*torch.stack([(f[b]@mem[i]/.5).exp() for b in range(3) for i in idx[b]]).mean() for f,mem in ((s,mem_t), (t,mem_s))])
-    test_close(crd(s, t, mem_s, mem_t, idx, tau=.5), crd(s, t, mem_s, mem_t, idx, tau=.5, log_z=z.log()), eps=1e-12)
+    s,t,mem_s,mem_t = units()
+    def z(f, mem): return 9*torch.stack([(f[b]@mem[i]/.5).exp() for b in range(3) for i in three_idx[b]]).mean()
+    log_z = torch.stack([z(s, mem_t), z(t, mem_s)]).log()
+    value = partial(crd, s, t, mem_s, mem_t, three_idx, tau=.5)
+    test_close(value(), value(log_z=log_z), eps=1e-12)
 
 def test_embeddings_near_their_own_row_have_a_smaller_loss():
     mem,idx = unit(9,4),torch.tensor([[0,3,4],[1,7,8],[2,5,6]])
@@ -70,8 +72,9 @@ def test_embeddings_near_their_own_row_have_a_smaller_loss():
 # Gradient
 
 def test_gradcheck():
-    args = unit(3,4).requires_grad_(),unit(3,4,seed=1).requires_grad_(),unit(9,4,seed=2),unit(9,4,seed=3),torch.tensor([[0,3,4],[1,8,8],[2,0,1]])
-    assert torch.autograd.gradcheck(partial(crd, tau=.5, log_z=torch.tensor([1.,2.]).double()), args)
+    s,t,mem_s,mem_t = units()
+    value = partial(crd, tau=.5, log_z=torch.tensor([1.,2.]).double())
+    assert gradcheck(value, (s.requires_grad_(), t.requires_grad_(), mem_s, mem_t, three_idx))
 
 def test_gradient_is_that_of_the_memory_before_its_update():
     m = waved()
@@ -95,7 +98,7 @@ def test_gradients_reach_both_embeddings_and_the_student(shape_s, shape_t):
 def test_embeddings_in_any_precision_and_at_a_low_temperature_are_finite(dtype, tau):
     s,t,a,b = [unit(*o).to(dtype) for o in ((3,4),(3,4),(9,4),(9,4))]
     s.requires_grad_()
-    with torch.autocast('cpu', torch.bfloat16): v = crd(s, t, a, b, torch.tensor([[0,3,4],[1,8,8],[2,0,1]]), tau)
+    with torch.autocast('cpu', torch.bfloat16): v = crd(s, t, a, b, three_idx, tau)
     v.backward()
     assert v.dtype==torch.float32 and v.isfinite() and s.grad.isfinite().all()
 
@@ -105,24 +108,26 @@ def test_constant_features_are_finite_under_autocast_and_leave_a_finite_memory(v
     for _ in range(2):
         with torch.autocast('cpu', torch.bfloat16): v = m(s, torch.full((8,9), value), items, 7)
         v.backward()
-        assert v.isfinite() and s.grad.isfinite().all() and all(o.isfinite().all() for o in (*m.buffers(), *(p.grad for p in m.parameters())))
+        grads = [o.grad for o in (s, *m.parameters())]
+        assert all(o.isfinite().all() for o in (v, *grads, *m.buffers()))
 
-def test_layouts_in_memory_make_no_difference():
+def test_memory_layouts_make_no_difference():
     x = torch.randn(8,6,4,4).double()
-    values = [memory()(o, ft, items, 7) for o in (x, x.to(memory_format=torch.channels_last), x.transpose(2,3).contiguous().transpose(2,3))]
+    layouts = x,x.to(memory_format=torch.channels_last),x.transpose(2,3).contiguous().transpose(2,3)
+    values = [memory()(o, ft, items, 7) for o in layouts]
     test_close(values[0], values[1], eps=1e-12)
     test_close(values[0], values[2], eps=1e-12)
 
 # Memory
 
-def test_only_the_rows_of_the_batch_move():
+def test_only_the_rows_of_the_batch_change():
     m = memory()
     old = m.mem_s.clone(),m.mem_t.clone()
     m(fs, ft, items, 7)
     for a,b in zip(old, (m.mem_s,m.mem_t)): assert (a != b).any(1).nonzero().flatten().tolist() == items.tolist()
 
 @pytest.mark.parametrize('momentum', [0., .3, 1.])
-def test_a_row_is_momentum_times_the_old_and_the_rest_the_new_normalised(momentum):
+def test_a_row_mixes_its_old_and_new_embedding_by_momentum(momentum):
     m = memory()
     old = m.mem_s.clone(),m.mem_t.clone()
     embedded = m.embed(fs, ft)
@@ -147,14 +152,14 @@ def test_outside_training_nothing_is_remembered(how):
     with torch.set_grad_enabled(how=='eval'): values = [m(fs, ft, items, 7) for _ in range(2)]
     assert same_state(state(m), before) and values[0]==values[1]
 
-def test_rows_are_of_length_1_on_average_at_first():
+def test_rows_start_with_an_average_length_of_1():
     m = memory(n=2000, dim=16)
     test_close(m.mem_s.pow(2).sum(1).mean(), 1., eps=.02)
     assert (m.mem_s != m.mem_t).all()
 
 # Negatives and random numbers
 
-def test_negatives_are_the_other_items_evenly_and_never_the_item_itself():
+def test_negatives_are_drawn_uniformly_from_the_other_items():
     idx = memory(n=5).draw(torch.tensor([0,2,4]), 8000)
     assert torch.equal(idx[:,0], torch.tensor([0,2,4]))
     for i,row in zip((0,2,4), idx[:,1:]):
@@ -177,11 +182,11 @@ def test_global_random_numbers_are_left_alone():
     assert torch.equal(before['torch_state'], after['torch_state']) and before['random_state']==after['random_state']
     assert (before['numpy_state'][1]==after['numpy_state'][1]).all()
 
-def test_another_seed_draws_other_negatives_and_the_same_seed_the_same():
+def test_the_seed_decides_the_negatives():
     a,b,c = memory(seed=1),memory(seed=1),memory(seed=2)
     assert torch.equal(a.draw(items, 7), b.draw(items, 7)) and not torch.equal(a.draw(items, 7), c.draw(items, 7))
 
-def test_training_goes_on_from_a_saved_state_as_without_a_stop(tmp_path):
+def test_resuming_from_a_saved_state_equals_training_without_a_stop(tmp_path):
     a,b = memory(seed=1),memory(seed=2)
     for _ in range(2): a(fs, ft, items, 7)
     torch.save(a.state_dict(), tmp_path/'m.pth')
@@ -209,9 +214,12 @@ def test_embeddings_learn_to_tell_items_apart():
 
 # Errors
 
-@pytest.mark.parametrize('change,says', [(lambda o: None, 'needs the number of each item'), (lambda o: o+5, 'has the number 20, but the memory was made for 20 training items, 0 to 19'),
-                                         (lambda o: o-2, 'has the number -1'), (lambda o: o[:3], r'shape \(3,\).*\(8,\)')])
-def test_items_that_cannot_be_right_are_an_error(change, says):
+@pytest.mark.parametrize('change,says', [
+    (lambda o: None, 'needs the index of each item'),
+    (lambda o: o+5, 'has the index 20, but the memory was made for 20 training items, 0 to 19'),
+    (lambda o: o-2, 'has the index -1'),
+    (lambda o: o[:3], r'shape \(3,\).*\(8,\)')])
+def test_impossible_items_are_an_error(change, says):
     loss = CRD(dim=4, n_negatives=7)
     mods = loss.make_modules([(fs,ft)], SimpleNamespace(n_items=n)).double()
     before = state(mods)
@@ -223,10 +231,18 @@ def test_unknown_number_of_items_is_an_error(at):
     with pytest.raises(ValueError, match='their number is not known'): CRD().make_modules([(fs,ft)], at)
 
 def test_one_training_item_is_an_error():
-    with pytest.raises(ValueError, match='n_items=1: CRD tells an item from others'): CRD().make_modules([(fs,ft)], SimpleNamespace(n_items=1))
+    at = SimpleNamespace(n_items=1)
+    with pytest.raises(ValueError, match='n_items=1: CRD tells an item from others'): CRD().make_modules([(fs,ft)], at)
 
-@pytest.mark.parametrize('kw,exc', [(dict(dim=0), ValueError), (dict(dim=4.), TypeError), (dict(n_negatives=0), ValueError), (dict(n_negatives=True), TypeError),
-                                    (dict(tau=0.), ValueError), (dict(momentum=1.1), ValueError), (dict(momentum=-.1), ValueError), (dict(weight=-1.), ValueError)])
+@pytest.mark.parametrize('kw,exc', [
+    (dict(dim=0), ValueError),
+    (dict(dim=4.), TypeError),
+    (dict(n_negatives=0), ValueError),
+    (dict(n_negatives=True), TypeError),
+    (dict(tau=0.), ValueError),
+    (dict(momentum=1.1), ValueError),
+    (dict(momentum=-.1), ValueError),
+    (dict(weight=-1.), ValueError)])
 def test_hyper_parameters_out_of_range_are_an_error(kw, exc):
     with pytest.raises(exc, match=f'{[*kw][0]}='): CRD(**kw)
 
@@ -240,32 +256,30 @@ def test_shapes_that_differ_and_no_negatives_are_errors():
 # As a loss
 
 def test_schedules_of_temperature_and_momentum_are_followed():
-    def value(loss, pos):
+    def value(pos, **kwargs):
+        loss = CRD(dim=4, n_negatives=7, **kwargs)
         mods = seeded(loss.make_modules, [(fs,ft)], SimpleNamespace(n_items=n)).double()
         return loss.pairs_loss(mods, [(fs,ft)], pos, items).item(),mods[0].mem_s
-    a,b = value(CRD(dim=4, n_negatives=7, tau=lambda p: .1+p, momentum=lambda p: p), .4),value(CRD(dim=4, n_negatives=7, tau=.5, momentum=.4), 0.)
+    a,b = value(.4, tau=lambda p: .1+p, momentum=lambda p: p),value(0., tau=.5, momentum=.4)
     assert a[0]==pytest.approx(b[0], rel=1e-12) and torch.allclose(a[1], b[1], atol=1e-12)
 
-@pytest.mark.parametrize('s,t', [(partial(cnn,4,8), partial(cnn,8,16)), (partial(cnn,4,8), vit), (vit, partial(cnn,8,16))], ids=['cnn-cnn','cnn-vit','vit-cnn'])
+@each_network_pair('cnn-cnn', 'cnn-vit', 'vit-cnn')
 def test_automatic_pairs_of_convolutions_and_transformers(s, t):
-    x,net,teacher = torch.randn(4,3,16,16),seeded(s),seeded(t, seed=1)
-    fp = FeaturePairs([CRD(dim=8, n_negatives=16)], net, Teacher(teacher), (x,), n_items=12)
+    fp,value = paired(CRD(dim=8, n_negatives=16), s, t, n_items=12)
     m, = fp.modules[0]
-    assert m.log_z.isinf().all() and m.n_draws==0, 'the trial is not remembered'
-    st,tt = fp.taps()
-    with st: net(x)
-    with torch.no_grad(), tt: teacher.eval()(x)
-    v, = fp(st.pop(), tt.pop(), items=torch.tensor([11,0,5,6]))
+    assert m.log_z.isinf().all() and m.n_draws==0, 'the trial batch is not remembered'
+    v = value(items=torch.tensor([11,0,5,6]))
     v.backward()
     assert v.isfinite() and len(fp.pairs)==1 and m.log_z.isfinite().all() and all(p.grad.abs().sum()>0 for p in fp.params)
 
-def test_in_an_epoch_of_the_callback_every_item_is_remembered_and_the_loss_falls():
+def test_an_epoch_of_the_callback_remembers_every_item_and_the_loss_falls():
     dls = image_dls()
-    learn = student(dls, cbs=KnowledgeDistillation(trained_teacher(dls, epochs=2), loss=CRD(dim=16, n_negatives=64, weight=1), weight=1))
+    kd = KnowledgeDistillation(trained_teacher(dls, epochs=2), loss=CRD(dim=16, n_negatives=64, weight=1), weight=1)
+    learn = student(dls, cbs=kd)
     learn.fit(1, 1e-2)
-    m = learn.knowledge_distillation.features.modules[0][0]
+    m = kd.features.modules[0][0]
     assert len(m.mem_s)==dls.train.n==64 and m.n_draws==4
     test_close(torch.stack([m.mem_s,m.mem_t]).norm(dim=2), torch.ones(2, 64), eps=1e-5)
     learn.fit(3, 1e-2)
-    kd = learn.knowledge_distillation.history.crd
-    assert kd.iloc[3] < kd.iloc[1]
+    values = kd.history.crd
+    assert values.iloc[3] < values.iloc[1]

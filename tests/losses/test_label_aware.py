@@ -1,4 +1,4 @@
-"Losses that need a label: reference values, both labels of MixUp, positions that count, edges"
+"Losses that need labels: reference values, the two labels of MixUp, positions that count, edge cases"
 from functools import partial
 
 import pytest, torch, torch.nn.functional as F
@@ -22,7 +22,7 @@ each_loss = pytest.mark.parametrize('f', all_losses, ids=all_ids)
 
 def per_item(f, a, b, y): return torch.stack([f(a[k:k+1], b[k:k+1], y[k:k+1]) for k in range(len(a))])
 
-# values computed by the reference implementations on these inputs
+# values of the reference implementations for these inputs
 @pytest.mark.parametrize('value,expected', [
     (lambda: decoupled_kd(s, t, y), 40.05571168666661),
     (lambda: DecoupledKD()(s, t, y=y), 40.05571168666661),
@@ -84,8 +84,9 @@ def test_keeps_under_doubling(f):
 
 @each_loss
 def test_pixels_and_tokens_are_positions(f):
-    want,maps,ym = f(s, t, y).item(),[o.reshape(2,4,C).permute(0,2,1).reshape(2,C,2,2) for o in (s,t)],y.reshape(2,2,2)
-    assert f(*maps, ym).item() == pytest.approx(want, rel=1e-12)
+    want = f(s, t, y).item()
+    maps = [o.reshape(2,4,C).permute(0,2,1).reshape(2,C,2,2) for o in (s,t)]
+    assert f(*maps, y.reshape(2,2,2)).item() == pytest.approx(want, rel=1e-12)
     assert f(*[o.reshape(2,4,C) for o in (s,t)], y.reshape(2,4), axis=-1).item() == pytest.approx(want, rel=1e-12)
 
 # labels that do not count
@@ -131,7 +132,8 @@ def test_mixup_weighs_each_item(f, shape):
 @each_loss
 @pytest.mark.parametrize('lam,label', [(1., y), (0., y1)])
 def test_lam_of_0_or_1_is_one_label(f, lam, label):
-    for l in torch.tensor(lam),torch.full((B,), lam): assert f(s, t, y, y1=y1, lam=l).item() == pytest.approx(f(s, t, label).item(), rel=1e-12)
+    for l in torch.tensor(lam),torch.full((B,), lam):
+        assert f(s, t, y, y1=y1, lam=l).item() == pytest.approx(f(s, t, label).item(), rel=1e-12)
 
 @each_loss
 def test_mixup_counts_each_share_by_itself(f):
@@ -142,7 +144,9 @@ def test_mixup_counts_each_share_by_itself(f):
     assert f(s[:4], t[:4], ya, y1=yb, lam=lam).item() == pytest.approx(want.item(), rel=1e-12)
 
 def test_mixup_of_pixels():
-    maps,ym,lam = [o.T.reshape(1,C,4,2).repeat(2,1,1,1) for o in (s,t)],y.reshape(1,4,2).repeat(2,1,1),torch.tensor([.9,.6], dtype=torch.float64)
+    maps = [o.T.reshape(1,C,4,2).repeat(2,1,1,1) for o in (s,t)]
+    ym = y.reshape(1,4,2).repeat(2,1,1)
+    lam = torch.tensor([.9,.6], dtype=torch.float64)
     want = (.75*decoupled_kd(s, t, y) + .25*decoupled_kd(s, t, y1)).item()
     assert decoupled_kd(*maps, ym, y1=(ym+4)%C, lam=lam).item() == pytest.approx(want, rel=1e-12)
 
@@ -187,7 +191,7 @@ def test_schedules_are_read_at_the_progress():
 def test_the_label_is_needed():
     for cls in DecoupledKD,NormalizedKD,WeightedSoftLabel,TeacherFree: assert as_loss(cls).needs == {'y'}
 
-# edges
+# edge cases
 @each_loss
 @pytest.mark.parametrize('gap', [120., 1e4])
 @pytest.mark.parametrize('who', ['student','teacher','both','apart'])
@@ -204,7 +208,8 @@ def test_saturated_logits_stay_finite(f, gap, who):
 def test_saturated_logits_are_right(gap):
     a,b,l = s.clone(),t.clone(),torch.zeros(B).long()
     a[:,0] += gap; b[:,1] += gap
-    for f in decoupled_kd,normalized_kd,weighted_soft_label: assert f(a.float(), b.float(), l).item() == pytest.approx(f(a, b, l).item(), rel=1e-4)
+    for f in decoupled_kd,normalized_kd,weighted_soft_label:
+        assert f(a.float(), b.float(), l).item() == pytest.approx(f(a, b, l).item(), rel=1e-4)
 
 @each_loss
 def test_constant_logits_have_a_finite_gradient(f):
@@ -234,9 +239,10 @@ def test_two_classes_are_enough(f):
     assert loss > 0 and a.grad.isfinite().all()
 
 @each_loss
-def test_labels_of_fastai(f): assert f(s, t, TensorCategory(y)).item() == f(s, t, y).item()
+def test_takes_fastai_labels(f): assert f(s, t, TensorCategory(y)).item() == f(s, t, y).item()
 
-@pytest.mark.parametrize('f', [o for o in all_losses if o is not weighted_soft_label])  # its weight is a constant to the gradient, tested above
+# without weighted_soft_label: its weight is a constant to the gradient, which is tested above
+@pytest.mark.parametrize('f', [o for o in all_losses if o is not weighted_soft_label])
 def test_gradcheck(f):
     part,lam = torch.where(torch.arange(B) == 2, -1, y),torch.linspace(.5, 1, B).double()
     assert torch.autograd.gradcheck(lambda x: f(x, t, part), s.clone().requires_grad_())

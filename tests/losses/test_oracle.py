@@ -1,4 +1,4 @@
-"Every loss against the values that the reference implementations give on closed-form inputs (`oracle.json`)"
+"Every loss against the values of the reference implementations on closed-form inputs (`oracle.json`)"
 import json
 from pathlib import Path
 
@@ -54,7 +54,7 @@ ours = {
     'CWD tau1 mmrazor fs,ft': lambda: channel_wise(fs, ft, T=1),
     'CWD tau4 w1': lambda: channel_wise(fs, ft, T=4),
 }
-# no loss of fastkd, or no value
+# not a loss of fastkd, or not a value
 others = {'WSLD signature', 'KDSVD k1 [fs,fs],[ft,ft]', 'CAT res2 normalised fs,ft'}
 
 def test_every_key_is_tested(): assert set(ours) | others == set(oracle)

@@ -1,4 +1,4 @@
-"Losses of a regression: values by hand, shapes of the targets, edges"
+"Regression losses: values by hand, shapes of the targets, edge cases"
 import pytest, torch
 from fastai.callback.schedule import SchedLin
 
@@ -39,7 +39,7 @@ def test_bounded_items_get_no_gradient():
 def test_zero_at_the_teacher(): assert huber(t, t) == teacher_bounded(t, t, y) == 0
 
 @pytest.mark.parametrize('shape', [(24,), (24,1), (4,6), (4,6,1)])
-def test_targets_of_as_many_elements(shape):
+def test_targets_only_need_as_many_elements(shape):
     flat = [o.reshape(24) for o in (s,t)]
     for a in flat,[o[:,None] for o in flat]: assert teacher_bounded(*a, y.reshape(shape)) == teacher_bounded(*flat, y.reshape(24))
 
@@ -47,8 +47,9 @@ def test_whole_numbers_are_targets(): assert teacher_bounded(s, t, y.round().lon
 
 def test_pixels_are_positions():
     maps = [o.reshape(2,2,2,3).permute(0,3,1,2) for o in (s,t,y)]
-    assert teacher_bounded(*maps).item() == pytest.approx(teacher_bounded(s, t, y).item(), rel=1e-12)
-    assert teacher_bounded(*[o.reshape(2,4,3) for o in (s,t,y)], axis=-1).item() == pytest.approx(teacher_bounded(s, t, y).item(), rel=1e-12)
+    want = teacher_bounded(s, t, y).item()
+    assert teacher_bounded(*maps).item() == pytest.approx(want, rel=1e-12)
+    assert teacher_bounded(*[o.reshape(2,4,3) for o in (s,t,y)], axis=-1).item() == pytest.approx(want, rel=1e-12)
 
 @pytest.mark.parametrize('f', [lambda *o, **kw: huber(*o[:2], **kw), teacher_bounded], ids=['huber','bounded'])
 def test_mask_leaves_positions_out(f):
@@ -80,7 +81,7 @@ def test_computes_in_float32_under_autocast(dtype):
         assert g.dtype == torch.float32
         assert g.item() == pytest.approx(f(*[x.double() for x in o[:n]]).item(), rel=1e-5)
 
-def test_far_outputs_stay_finite():
+def test_losses_of_distant_outputs_stay_finite():
     x = (s.float()+1e4).requires_grad_()
     loss = huber(x, t.float()) + teacher_bounded(x, t.float(), y.float())
     loss.backward()
