@@ -325,10 +325,10 @@ class MutualLearning(StaysHere):
 def fit_mutual(self:Learner,
     peer, # a `Learner` for the same classes, or a list of them
     n_epoch:int, # epochs
-    lr_max:float=None, # greatest learning rate, for all; None: the learner's `lr`
+    lr_max:float=None, # maximum learning rate, for all; None: the learner's `lr`
     weight:float=1., # weight of the other's predictions, or a schedule of training progress
     T:float=1., # temperature, > 0
-    file=None, # name or path: what `Resume` saves and goes on from; None: nothing is saved
+    file=None, # name or path of a checkpoint, from which an interrupted call continues (`Resume`); None: no checkpoint
     div:float=25., # as in `fit_one_cycle`
     div_final:float=1e5, # as in `fit_one_cycle`
     pct_start:float=.25, # as in `fit_one_cycle`
@@ -337,7 +337,7 @@ def fit_mutual(self:Learner,
     cbs=None, # further callbacks of the learner
     reset_opt:bool=False, # new optimisers?
 ):
-    "`fit_one_cycle` for the learner and `peer`, which learn from each other (Zhang et al., 1706.00384); ValueError for a peer that does not fit"
+    "`fit_one_cycle` for the learner and `peer`, which teach each other (Zhang et al., 1706.00384); ValueError for an unfit peer"
     check_count('n_epoch', n_epoch)
     mutual = MutualLearning(peer, weight, T)
     resume = resume_cbs(self, file)

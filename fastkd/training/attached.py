@@ -36,7 +36,8 @@ class StaysHere(Callback):
         what:str, # what needs it
     ):
         "ValueError if this callback is in no learner"
-        if self.learn is None: raise ValueError(f"{what}: this {type(self).__name__} is in no learner: pass it as cbs, or to learn.add_cb, first")
+        if self.learn is not None: return
+        raise ValueError(f"{what}: this {type(self).__name__} is in no learner: pass it as cbs, or to learn.add_cb, first")
 
     def check_learner(self, learn): "Raise an error if this callback cannot join `learn`"
     def attached(self, learn): "Called after this callback has joined `learn`"

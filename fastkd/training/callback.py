@@ -30,7 +30,8 @@ class KnowledgeDistillation(SavesAdapters):
     "Train the learner's model as the student of `teacher`; `summary` tells what will be done"
     order,run_valid,_shared = MixHandler.order+.5,False,('teachers',)
     off,weight,hard_weight,losses,terms,task = (_passed_on('objective', o) for o in ('off','weight','hard_weight','losses','terms','task'))
-    features,learnt,adapter_opt,rows = (_passed_on(*o.split('.')) for o in ('trained.features','trained.learnt','trained.opt','records.rows'))
+    features,learnt,adapter_opt = (_passed_on('trained', o) for o in ('features','learnt','opt'))
+    rows = _passed_on('records', 'rows')
     def __init__(self,
         teacher=None, # Learner, nn.Module, `Teacher`, or a list of them (an ensemble); None: if no loss needs one, as `TeacherFree`
         loss=None, # a loss, a list of losses, a class, a partial or a function of (pred, teacher_pred); None: by the student's task
@@ -68,7 +69,6 @@ class KnowledgeDistillation(SavesAdapters):
 
     # A fit
     def before_fit(self): self._tidy()
-
     def before_train(self):
         if self.off: return
         if self.fresh: self._start()
@@ -146,7 +146,7 @@ class KnowledgeDistillation(SavesAdapters):
     # For users
     @property
     def history(self):
-        "DataFrame, a row per epoch of every fit: `task_loss`, each term times its weight, their sum `kd_loss`, `total_loss`, the mean weights"
+        "DataFrame, a row per epoch: `task_loss`, each term times its weight, their sum `kd_loss`, `total_loss`, the mean weights"
         return self.records.table
 
     def summary(self):
