@@ -11,11 +11,13 @@ from fastai.basics import *
 # %% ../../nbs/models/03_adapters.ipynb #ef04f750
 def to_grid(
     f:Tensor, # Tokens, (B, C, N)
-    size # (H, W) with the aspect of the image
+    size # (H, W), whose aspect ratio is that of the image
 ): # (B, C, h, w), or `None` if there is no such grid
-    "Tokens as a map of about the aspect of `size`, less 0 to 5 prefix tokens"
+    "Tokens as a map with about the aspect ratio of `size`, without 0 to 5 prefix tokens"
     H,W = size
-    def grid(n): h = round((n*H/W)**.5); return (h,n//h) if h and n%h==0 else (0,0)
+    def grid(n):
+        h = round((n*H/W)**.5)
+        return (h,n//h) if h and n%h==0 else (0,0)
     def exact(h, w): return h and h*W==w*H
     def near(h, w): return h and H!=W and max((H-1)/h, (W-1)/w) < min((H+1)/h, (W+1)/w)  # the sides of a map are rounded
     N = f.shape[2]
@@ -23,7 +25,7 @@ def to_grid(
     if found: return f[:,:,found[0]:].unflatten(2, found[1:])
 
 def _drop_prefix(fs, ft):
-    "Tokens of unequal number less the prefixes that leave them one square grid, where there is one"
+    "Remove the prefix tokens from two token features of different length if both then form the same square grid"
     ns,nt = fs.shape[2],ft.shape[2]
     for k in range(min(6, ns)):
         n = ns-k
@@ -38,23 +40,24 @@ def match_maps(
     fs:Tensor, # Student feature, (B, Cs, *)
     ft:Tensor # Teacher feature, (B, Ct, *)
 )->tuple: # The two with equal positions
-    "Student and teacher features with equal positions: the larger averaged to the smaller, tokens as a grid beside a map"
+    "Student and teacher features with equal positions: the larger one is averaged to the smaller one, tokens beside a map become a grid"
     a,b = fs,ft
     if min(a.ndim,b.ndim)==2: a,b = (o.flatten(2).mean(2) if o.ndim>2 else o for o in (a,b))
     elif (a.ndim,b.ndim)==(3,4): a = to_grid(a, b.shape[2:])
     elif (a.ndim,b.ndim)==(4,3): b = to_grid(b, a.shape[2:])
     elif a.ndim==b.ndim==3 and a.shape[2]!=b.shape[2]: a,b = _drop_prefix(a, b)
     if a is None or b is None or a.ndim!=b.ndim or not 2<=a.ndim<=5 or a.shape[0]!=b.shape[0]:
-        raise ValueError(f"the features {tuple(fs.shape)} and {tuple(ft.shape)} cannot be matched; pair layers whose outputs have like positions")
+        raise ValueError(f"the features {tuple(fs.shape)} and {tuple(ft.shape)} cannot be matched; "
+                         "pair layers whose outputs have similar positions")
     size = torch.Size(map(min, a.shape[2:], b.shape[2:]))
     return _pool(a, size),_pool(b, size)
 
 # %% ../../nbs/models/03_adapters.ipynb #687eece9
 def make_adapter(
     fs_shape, # Shape of the student feature, (B, Cs, *)
-    ft_shape # Shape of the teacher feature, (B, Ct, *), positions as the student's
+    ft_shape # Shape of the teacher feature, (B, Ct, *), with the student's positions
 ): # nn.Module or `None`
-    "A linear map from student to teacher channels, after `match_maps`; `None` where their numbers agree"
+    "A linear map from student to teacher channels, to be applied after `match_maps`; `None` if the numbers of channels are equal"
     if len(fs_shape)!=len(ft_shape) or not 2<=len(fs_shape)<=5:
         raise ValueError(f"no adapter from fs_shape={tuple(fs_shape)} to ft_shape={tuple(ft_shape)}; give the shapes after `match_maps`")
     cs,ct,n = fs_shape[1],ft_shape[1],len(fs_shape)-2

@@ -14,27 +14,30 @@ from .layers import *
 
 # %% ../../nbs/models/04_pairs.ipynb #0d5b972e
 def _is_output(c, root):
-    "Whether the call `c` returned the prediction, maybe in another view"
+    "Whether the call `c` returned the prediction, possibly as another view"
     y = root.out
     return y is not None and (c.out is y or (c.out.data_ptr()==y.data_ptr() and c.out.numel()==y.numel()))
 
 def _feature(c, root):
-    "Whether the call `c` returned a feature: floats per item, computed by it, and not the prediction"
+    "Whether the call `c` returned a feature: floats for each item that it computed, and not the prediction"
     return c.axis and c.out.is_floating_point() and not isinstance(c.module, nn.Identity) and not _is_output(c, root)
 
-def _is_map(o, root): return o is not None and root.x is not None and o.ndim==root.x.ndim>2
+def _is_map(o, root):
+    "Whether `o` is a map like the input of the model"
+    return o is not None and root.x is not None and o.ndim==root.x.ndim>2
 
 def _level(c, root):
-    "How often the call `c` has halved the sides of the input; `None` where it returned no map"
+    "How many times the sides of the input have been halved in the output of the call `c`; `None` if it returned no map"
     if not _feature(c, root) or not _is_map(c.out, root): return None
     sides = c.out.shape[1:c.axis] + c.out.shape[c.axis+1:]
     if math.prod(sides)==1: return None
     return round(math.log2(math.prod(root.x.shape[2:])/math.prod(sides))/len(sides))
 
 def _steps(call, root, level=0):
-    "`(level, name)` of the calls in `call`, each whole where it ends at most a level from where it began"
+    "`(level, name)` of the calls in `call`; a call that moves at most one level counts as a whole"
     for c in call.calls:
-        if c.x is not None and c.out is not None and not _is_map(c.x, root) and not _is_map(c.out, root): continue  # (B,heads,N,D) in attention is no map
+        # not a map before or after: inside attention, (B,heads,N,D) only looks like one
+        if c.x is not None and c.out is not None and not _is_map(c.x, root) and not _is_map(c.out, root): continue
         end,inside = _level(c, root),{_level(o, root) for o in c}-{None}
         other = inside-{level,end}
         if other and (end is None or len(other)>1 or abs(end-level)>1): steps = list(_steps(c, root, level))
@@ -48,7 +51,7 @@ def _resolutions(root):
 
 # %% ../../nbs/models/04_pairs.ipynb #909dc52c
 def _repeats(root):
-    "The layers of the largest set of like siblings called in sequence, less the one that gives the prediction"
+    "The largest set of sibling layers of the same type called in sequence, without the one that returns the prediction"
     groups = defaultdict(list)
     for c in root:
         if c.out is None or c.x is None or not c.x.is_floating_point() or not has_params(c.module): continue
@@ -58,14 +61,14 @@ def _repeats(root):
     return max(sets, key=lambda g: (len(g), sum(total_params(c.module)[0] for c in g)), default=[])
 
 def _leaves(root):
-    "The layers with parameters and without parts"
+    "The layers that have parameters and no sublayers"
     return [c for c in root if not c.calls and has_params(c.module) and _feature(c, root)]
 
 def layer_stages(
     model:nn.Module, # Any model, wrapped or not
     x # Input: a tensor, or a tuple with one per argument
-)->list: # `(name, level)` in order; `level` counts the halvings of the input's sides, `None` without resolutions
-    "The stages of `model`: the last layer at each resolution, else its repeated blocks, else all layers with parameters"
+)->list: # `(name, level)` in order; `level` counts how often the input's sides were halved, `None` without resolutions
+    "The stages of `model`: the last layer at each resolution, or else its repeated blocks, or else all layers with parameters"
     root = trace_layers(model, x)
     res = _resolutions(root)
     if len(res)>1: return [(n,level) for level,n in res]
@@ -73,7 +76,7 @@ def layer_stages(
 
 # %% ../../nbs/models/04_pairs.ipynb #720f27cc
 def _common(a, b):
-    "Index pairs of a longest common subsequence of `a` and `b`"
+    "Index pairs of the longest common subsequence of `a` and `b`"
     @lru_cache(None)
     def upto(i, j):
         if not (i and j): return ()
@@ -90,12 +93,13 @@ def pair_layers(
     student:nn.Module, # Any model, wrapped or not
     teacher:nn.Module, # Any model, wrapped or not
     x, # Input of the student: a tensor, or a tuple with one per argument
-    x_teacher=None # Input of the teacher; `None`: that of the student
+    x_teacher=None # Input of the teacher; `None`: the same as the student's
 )->list: # `(student_name, teacher_name)`, in order
-    "Pair the stages of two models by resolution, or by relative depth where one has none; both are left as they were"
+    "Pair the stages of two models by resolution, or by relative depth if one has no resolutions; both models are left as they were"
     ss,ts = layer_stages(student, x),layer_stages(teacher, x if x_teacher is None else x_teacher)
     for arg,o in ('student',ss),('teacher',ts):
-        if not o: raise ValueError(f"{arg}: no layer to pair was found between input and prediction; name the layers: `layers=[(student_name, teacher_name)]`")
+        if not o: raise ValueError(f"{arg}: no layer to pair was found between input and prediction; "
+                                   "name the layers: `layers=[(student_name, teacher_name)]`")
     (sn,sl),(tn,tl) = zip(*ss),zip(*ts)
     idxs = None not in sl+tl and _common(sl, tl) or _by_depth(len(sn), len(tn))
     return [(sn[i],tn[j]) for i,j in idxs]
@@ -107,8 +111,8 @@ def before_activation(
     model:nn.Module, # Any model, wrapped or not
     names, # Layer names
     x # Input: a tensor, or a tuple with one per argument
-)->list: # Names; those of layers that end in an activation are replaced by `'activation:in'`
-    "Where to find the features of the layers `names` before the activation that ends them"
+)->list: # Names; a layer that ends with an activation is replaced by `'activation:in'`
+    "The names under which to find the features of the layers `names` before their final activation"
     calls = [c for c in trace_layers(model, x) if c.out is not None]
     outs = {c.name:c.out for c in calls}
     acts = {id(c.out):c.name for c in calls if isinstance(c.module, _activations)}

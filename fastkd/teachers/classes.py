@@ -6,46 +6,66 @@
 __all__ = ['class_names', 'class_columns']
 
 # %% ../../nbs/teachers/00_classes.ipynb #ea6ea2b4
-import difflib
+from ..models.layers import did_you_mean
 
-# %% ../../nbs/teachers/00_classes.ipynb #2c12789b
+# %% ../../nbs/teachers/00_classes.ipynb #71bf88d6
 def class_names(
     dls, # `DataLoaders`
-)->list: # or None where the targets have no vocabulary
+)->list: # or None if the targets have no vocabulary
     "The names of the classes that `dls` predicts, as strings in the order of the model's outputs"
     v = getattr(dls, 'vocab', None)
     if v is None or not len(v): return None
     if not isinstance(v[-1], str) and hasattr(v[-1], '__len__'): v = v[-1]
     return [str(o) for o in v]
 
-def _some(names, n=5): return ', '.join(map(repr, names[:n])) + (f", … ({len(names)} in all)" if len(names)>n else '')
+# %% ../../nbs/teachers/00_classes.ipynb #2c12789b
+def _some(names, n=5):
+    "The first `n` names, as text"
+    more = f", … ({len(names)} in all)" if len(names)>n else ''
+    return ', '.join(map(repr, names[:n])) + more
+
+def _close(name, names):
+    "A hint at the names close to `name`, in brackets; can be empty"
+    hint = did_you_mean(name, names)
+    return f" ({hint})" if hint else ''
 
 def _mapped_columns(names, t_names, class_map):
+    "`class_columns` with a `class_map`"
+    if not class_map: raise ValueError("class_map={} maps no class: give {student class: teacher class}")
     names,o2i = names or [],{o:i for i,o in enumerate(t_names or [])}
-    pairs = []
-    for k,v in class_map.items():
-        if str(k) not in names: raise ValueError(f"class_map has the class {k!r}, which the student lacks; its classes are {_some(names)}{_close(k, names)}")
-        if not isinstance(v, int) and str(v) not in o2i: raise ValueError(f"class_map sends {k!r} to {v!r}, which the teacher lacks; its classes are {_some(t_names or [])}{_close(v, t_names)}: name one of them, or its index")
-        pairs.append((names.index(str(k)), v if isinstance(v, int) and str(v) not in o2i else o2i[str(v)]))
-    if not pairs: raise ValueError("class_map={} maps no class: give {student class: teacher class}")
-    pairs.sort()
+    pairs = sorted((_student_column(k, names), _teacher_column(k, v, o2i)) for k,v in class_map.items())
     s,t = map(list, zip(*pairs))
     return None if s == list(range(len(names))) else s, t
 
-def _close(name, names):
-    near = difflib.get_close_matches(str(name), names or [], n=3)
-    return f" (close: {_some(near)})" if near else ''
+def _student_column(k, names):
+    "The column of the student's class `k`"
+    if str(k) in names: return names.index(str(k))
+    raise ValueError(f"class_map has the class {k!r}, which the student lacks; its classes are {_some(names)}{_close(k, names)}")
+
+def _teacher_column(k, v, o2i):
+    "The column of the teacher's class `v`, a name or an index, which stands for the student's class `k`"
+    if str(v) in o2i: return o2i[str(v)]
+    if isinstance(v, int): return v
+    raise ValueError(f"class_map sends {k!r} to {v!r}, which the teacher lacks; its classes are {_some(list(o2i))}: "
+                     f"name one of them, or its index{_close(v, o2i)}")
 
 def class_columns(
-    names:list, # the student's classes, or None where they are not known
+    names:list, # the student's classes, or None if they are unknown
     t_names:list, # the teacher's, or None
     class_map:dict=None, # {student class: teacher class, or its index}; student classes that it leaves out are not distilled
 )->tuple: # (student columns, teacher columns), lists of ints; None: all, in their order
-    "Which columns of the two models' logits belong together; ValueError where the teacher lacks a class"
+    "Which columns of the two models' logits belong together; ValueError if the teacher lacks a class"
     if class_map is not None: return _mapped_columns(names, t_names, class_map)
     if names is None or t_names is None or names == t_names: return None,None
     o2i = {o:i for i,o in enumerate(t_names)}
     lacks = [o for o in names if o not in o2i]
-    if len(lacks) == len(names): raise ValueError(f"teacher: none of the student's classes ({_some(names)}) is among the teacher's ({_some(t_names)}): pass Teacher(teacher, class_map={{student class: teacher class}})")
-    if lacks: raise ValueError(f"teacher: it lacks the student's class{'es' if len(lacks)>1 else ''} {_some(lacks)}; its classes are {_some(t_names)}: pass Teacher(teacher, class_map={{student class: teacher class}}), where classes left out are not distilled")
+    if lacks: raise ValueError(_lacks(lacks, names, t_names))
     return None,[o2i[o] for o in names]
+
+def _lacks(lacks, names, t_names):
+    "Error text for classes that the teacher lacks"
+    remedy = "pass Teacher(teacher, class_map={student class: teacher class})"
+    if len(lacks) == len(names):
+        return f"teacher: none of the student's classes ({_some(names)}) is among the teacher's ({_some(t_names)}): {remedy}"
+    return (f"teacher: it lacks the student's class{'es' if len(lacks)>1 else ''} {_some(lacks)}; its classes are {_some(t_names)}: "
+            f"{remedy}; classes that you leave out are not distilled")

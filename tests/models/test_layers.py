@@ -1,18 +1,18 @@
-"Layer names, taps, layouts, sizes and adapters; the promise is that the model stays as it was"
+"Layer names, taps, layouts, sizes and adapters; none of them may change the model"
 import random
 from contextlib import nullcontext
 
 import numpy as np, pytest, torch, timm, torchvision.models as tv
 import torch.distributed as dist
 from torch import nn
-from fastai.text.models.awdlstm import AWD_LSTM, WeightDropout, awd_lstm_clas_config
-from fastai.text.models.core import SentenceEncoder, get_text_classifier
+from fastai.text.models.awdlstm import WeightDropout
+from fastai.text.models.core import SentenceEncoder
 from fastai.torch_core import get_random_states
-from torchvision.models.vision_transformer import VisionTransformer
 
 from fastkd.models.adapters import *
 from fastkd.models.layers import *
 from fastkd.models.taps import *
+from small_models import swin, text_classifier, vit
 
 torch.set_num_threads(1)
 
@@ -20,7 +20,8 @@ torch.set_num_threads(1)
 def seed(): torch.manual_seed(0)
 
 def convnet(inplace=False, act=nn.ReLU):
-    return nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4), act(inplace=inplace), nn.Conv2d(4,5,3), nn.Flatten(), nn.Dropout(0.5), nn.Linear(80,2))
+    return nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4), act(inplace=inplace), nn.Conv2d(4,5,3),
+                         nn.Flatten(), nn.Dropout(0.5), nn.Linear(80,2))
 
 def hooks(model): return sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in model.modules())
 def image(size=8): return torch.randn(2,3,size,size)
@@ -34,10 +35,6 @@ class Returns(nn.Module):
     "Returns `f(x)`"
     def __init__(self, f): super().__init__(); self.f = f
     def forward(self, x): return self.f(x)
-
-def text_classifier(n_layers=2):
-    cfg = {**awd_lstm_clas_config, 'emb_sz':8, 'n_hid':12, 'n_layers':n_layers}
-    return get_text_classifier(AWD_LSTM, 20, 3, config=cfg, seq_len=5)
 
 # unwrap
 
@@ -74,7 +71,8 @@ def test_layer_names_in_order_of_completion():
     assert list(layer_names(Net(), torch.randn(2,3)).items()) == [('first.0',(2,4)), ('first',(2,4)), ('last',(2,2))]
 
 def test_layer_names_takes_the_first_of_tuples_out_of_dicts_and_skips_the_rest():
-    net = nn.Sequential(nn.LSTM(3,4,batch_first=True), Returns(lambda o: {'out':o[0]}), Returns(lambda o: {'x':o['out']}), Returns(lambda o: o['x']))
+    net = nn.Sequential(nn.LSTM(3,4,batch_first=True), Returns(lambda o: {'out':o[0]}),
+                        Returns(lambda o: {'x':o['out']}), Returns(lambda o: o['x']))
     assert layer_names(net, torch.randn(2,5,3)) == {'0':(2,5,4), '1':(2,5,4), '3':(2,5,4)}
 
 def test_layer_called_twice_is_listed_at_its_last_call():
@@ -126,18 +124,21 @@ def test_probing_resets_hidden_states():
 # layouts
 
 @pytest.mark.parametrize('module,shape,axis', [
-    (nn.Conv2d(3,8,1), (2,8,4,4), 1), (nn.ConvTranspose2d(3,8,1), (2,8,4,4), 1), (nn.BatchNorm2d(8), (2,8,8,8), 1), (nn.GroupNorm(2,8), (2,8,4,4), 1),
-    (nn.InstanceNorm2d(8), (2,8,4,4), 1), (nn.Conv1d(3,8,1), (2,8,8), 1), (nn.Linear(3,8), (2,8,8), 2), (nn.Linear(3,8), (2,4,4,8), 3),
-    (nn.LayerNorm(8), (2,4,4,8), 3), (nn.LayerNorm((8,4,4)), (2,8,4,4), 1), (timm.layers.LayerNorm2d(8), (2,8,8,8), 1),
-    (nn.LSTM(3,4,bidirectional=True), (2,4,8), 2), (nn.LSTM(3,8,proj_size=4), (2,8,4), 2), (WeightDropout(nn.GRU(3,8), 0.5, 'weight_hh_l0'), (2,8,8), 2),
-    (nn.MultiheadAttention(8,2), (2,5,8), 2), (nn.Embedding(9,8), (2,5,8), 2), (nn.Linear(3,8), (2,8), 1), (nn.ReLU(), (2,5,8), 2), (nn.ReLU(), (2,8,4,4), 1),
-    (nn.LayerNorm(8), (2,8,4,4), 1), (nn.Conv1d(3,8,1), (2,4,8), 2),
-    (nn.Sequential(nn.Linear(3,4), nn.Conv2d(4,8,1)), (2,8,4,4), 1), (tv.convnext.CNBlock(8, 1e-6, 0.), (2,8,8,8), 1), (tv.convnext.CNBlock(8, 1e-6, 0.), (2,8,4,4), 1)],
+    (nn.Conv2d(3,8,1), (2,8,4,4), 1), (nn.ConvTranspose2d(3,8,1), (2,8,4,4), 1), (nn.BatchNorm2d(8), (2,8,8,8), 1),
+    (nn.GroupNorm(2,8), (2,8,4,4), 1), (nn.InstanceNorm2d(8), (2,8,4,4), 1), (nn.Conv1d(3,8,1), (2,8,8), 1), (nn.Linear(3,8), (2,8,8), 2),
+    (nn.Linear(3,8), (2,4,4,8), 3), (nn.LayerNorm(8), (2,4,4,8), 3), (nn.LayerNorm((8,4,4)), (2,8,4,4), 1),
+    (timm.layers.LayerNorm2d(8), (2,8,8,8), 1), (nn.LSTM(3,4,bidirectional=True), (2,4,8), 2), (nn.LSTM(3,8,proj_size=4), (2,8,4), 2),
+    (WeightDropout(nn.GRU(3,8), 0.5, 'weight_hh_l0'), (2,8,8), 2), (nn.MultiheadAttention(8,2), (2,5,8), 2),
+    (nn.Embedding(9,8), (2,5,8), 2),
+    (nn.Linear(3,8), (2,8), 1), (nn.ReLU(), (2,5,8), 2), (nn.ReLU(), (2,8,4,4), 1), (nn.LayerNorm(8), (2,8,4,4), 1),
+    (nn.Conv1d(3,8,1), (2,4,8), 2), (nn.Sequential(nn.Linear(3,4), nn.Conv2d(4,8,1)), (2,8,4,4), 1),
+    (tv.convnext.CNBlock(8, 1e-6, 0.), (2,8,8,8), 1), (tv.convnext.CNBlock(8, 1e-6, 0.), (2,8,4,4), 1)],
     ids=lambda o: type(o).__name__ if isinstance(o, nn.Module) else str(o))
 def test_channel_axis(module, shape, axis): assert channel_axis(module, shape) == axis
 
 def test_channel_axes_of_activations_and_permutes_follow_the_layer_before():
-    net = nn.Sequential(nn.Conv2d(3,8,1), nn.ReLU(), Returns(lambda o: o.permute(0,2,3,1)), nn.ReLU(), nn.Linear(8,6), nn.GELU(), Returns(lambda o: o.movedim(-1,1)), nn.ReLU())
+    net = nn.Sequential(nn.Conv2d(3,8,1), nn.ReLU(), Returns(lambda o: o.permute(0,2,3,1)), nn.ReLU(),
+                        nn.Linear(8,6), nn.GELU(), Returns(lambda o: o.movedim(-1,1)), nn.ReLU())
     assert list(channel_axes(net, image(4)).values()) == [1,1,3,3,3,3,1,1]
 
 def test_channel_axes_of_a_layer_after_maps_of_another_layout():
@@ -155,11 +156,12 @@ def test_channels_first_moves_only_the_channels():
 
 @pytest.mark.parametrize('net,size,names', [
     (tv.resnet18(), 64, ['relu','layer1','layer4','fc']),
-    (VisionTransformer(image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=24, mlp_dim=32), 32, ['encoder.layers.encoder_layer_0']),
-    (timm.create_model('swin_tiny_patch4_window7_224', img_size=64, window_size=2, embed_dim=24, depths=(1,1,1,1), num_heads=(1,2,2,2)), 64, ['layers.0','layers.3']),
+    (vit(hidden_dim=24), 32, ['encoder.layers.encoder_layer_0']),
+    (swin(img_size=64, window_size=2), 64, ['layers.0','layers.3']),
     (timm.create_model('convnext_atto'), 64, ['stages.0','stages.3'])], ids=['resnet','vit','swin','convnext'])
 def test_axis_of_real_models(net, size, names):
-    expected = {'relu':64, 'layer1':64, 'layer4':512, 'fc':1000, 'encoder.layers.encoder_layer_0':24, 'layers.0':24, 'layers.3':192, 'stages.0':40, 'stages.3':320}
+    expected = {'relu':64, 'layer1':64, 'layer4':512, 'fc':1000, 'encoder.layers.encoder_layer_0':24,
+                'layers.0':24, 'layers.3':192, 'stages.0':40, 'stages.3':320}
     x = image(size)
     shapes,axes,layers = layer_names(net, x),channel_axes(net, x),dict(net.named_modules())
     for n in names:
@@ -322,7 +324,8 @@ def test_arm_on_a_compiled_model(inplace):
         assert f1.min()<0 and f0.requires_grad
         c.eval()(x)  # validation in between
     assert torch._dynamo.utils.counters['stats']['unique_graphs']==2  # one to train and one to validate: no recompilation per batch
-    assert hooks(net)==0 and c.__dict__.get('forward') is attrs.get('forward') and c.__dict__.get('_compiled_call_impl') is attrs.get('_compiled_call_impl')
+    assert hooks(net)==0
+    for o in 'forward','_compiled_call_impl': assert c.__dict__.get(o) is attrs.get(o)
     torch._dynamo.reset()
 
 def test_arm_on_distributed_data_parallel(tmp_path):
@@ -349,10 +352,12 @@ def test_rnn_features_of_a_text_classifier():
 def shapes(s, t): return [tuple(o.shape[1:]) for o in match_maps(torch.randn(2,*s), torch.randn(2,*t))]
 
 @pytest.mark.parametrize('s,t,out', [
-    ((3,8,8), (5,4,4), ((3,4,4),(5,4,4))), ((3,8,4), (5,4,8), ((3,4,4),(5,4,4))), ((3,7,7), (5,197), ((3,7,7),(5,7,7))), ((5,198), (3,7,7), ((5,7,7),(3,7,7))),
-    ((3,4,4), (5,16), ((3,4,4),(5,4,4))), ((3,2,2), (5,21), ((3,2,2),(5,2,2))), ((3,14,14), (5,50), ((3,7,7),(5,7,7))), ((3,2,4), (5,33), ((3,2,4),(5,2,4))),
-    ((3,2,3), (5,61), ((3,2,3),(5,2,3))), ((3,197), (5,196), ((3,196),(5,196))), ((3,197), (5,198), ((3,196),(5,196))), ((3,12), (5,30), ((3,12),(5,12))),
-    ((3,), (5,4,4), ((3,),(5,))), ((3,6), (5,), ((3,),(5,))), ((3,), (5,), ((3,),(5,))), ((3,4,4,4), (5,2,2,2), ((3,2,2,2),(5,2,2,2)))], ids=str)
+    ((3,8,8), (5,4,4), ((3,4,4),(5,4,4))), ((3,8,4), (5,4,8), ((3,4,4),(5,4,4))), ((3,7,7), (5,197), ((3,7,7),(5,7,7))),
+    ((5,198), (3,7,7), ((5,7,7),(3,7,7))), ((3,4,4), (5,16), ((3,4,4),(5,4,4))), ((3,2,2), (5,21), ((3,2,2),(5,2,2))),
+    ((3,14,14), (5,50), ((3,7,7),(5,7,7))), ((3,2,4), (5,33), ((3,2,4),(5,2,4))), ((3,2,3), (5,61), ((3,2,3),(5,2,3))),
+    ((3,197), (5,196), ((3,196),(5,196))), ((3,197), (5,198), ((3,196),(5,196))), ((3,12), (5,30), ((3,12),(5,12))),
+    ((3,), (5,4,4), ((3,),(5,))), ((3,6), (5,), ((3,),(5,))), ((3,), (5,), ((3,),(5,))),
+    ((3,4,4,4), (5,2,2,2), ((3,2,2,2),(5,2,2,2)))], ids=str)
 def test_matched_shapes(s, t, out): assert shapes(s, t) == list(out)
 
 def test_equal_features_pass_as_they_are():
@@ -390,7 +395,8 @@ def test_impossible_match_names_both_shapes(s, t):
 
 # adapters
 
-@pytest.mark.parametrize('fs,ft,kind', [((2,3,4,4),(2,5,4,4),nn.Conv2d), ((2,3,7),(2,5,7),nn.Conv1d), ((2,3),(2,5),nn.Linear), ((2,3,2,2,2),(2,5,2,2,2),nn.Conv3d)])
+@pytest.mark.parametrize('fs,ft,kind', [
+    ((2,3,4,4),(2,5,4,4),nn.Conv2d), ((2,3,7),(2,5,7),nn.Conv1d), ((2,3),(2,5),nn.Linear), ((2,3,2,2,2),(2,5,2,2,2),nn.Conv3d)])
 def test_adapter_gives_teacher_channels_linearly(fs, ft, kind):
     m = make_adapter(fs, ft)
     assert type(m) is kind and m(torch.randn(fs)).shape==ft

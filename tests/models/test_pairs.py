@@ -2,16 +2,14 @@
 import pytest, timm, torch, torchvision.models as tv
 from torch import nn
 from fastai.tabular.model import TabularModel
-from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_clas_config, awd_lstm_lm_config
-from fastai.text.models.core import get_language_model, get_text_classifier
 from fastai.torch_core import get_random_states
 from fastai.vision.learner import create_timm_model, create_unet_model, create_vision_model
-from torchvision.models.vision_transformer import VisionTransformer
 
 from fastkd.models.adapters import *
 from fastkd.models.layers import *
 from fastkd.models.pairs import *
 from fastkd.models.taps import *
+from small_models import language_model, swin, text_classifier, vit
 
 torch.set_num_threads(1)
 
@@ -21,12 +19,10 @@ def seed(): torch.manual_seed(0)
 def image(size=64): return torch.randn(2,3,size,size)
 def ids(): return torch.randint(2,20,(2,15))
 def same(*names): return [(n,n) for n in names]
-def vit(depth): return VisionTransformer(image_size=32, patch_size=8, num_layers=depth, num_heads=2, hidden_dim=16, mlp_dim=32)
 def blocks(*idxs): return [f'encoder.layers.encoder_layer_{i}' for i in idxs]
-def text_classifier(n): return get_text_classifier(AWD_LSTM, 20, 3, config={**awd_lstm_clas_config, 'emb_sz':8, 'n_hid':12, 'n_layers':n}, seq_len=5, lin_ftrs=[4])
-def language_model(n): return get_language_model(AWD_LSTM, 20, config={**awd_lstm_lm_config, 'emb_sz':8, 'n_hid':12, 'n_layers':n})
-def swin(depth): return timm.create_model('swin_tiny_patch4_window7_224', img_size=64, window_size=2, embed_dim=24, depths=(1,1,depth,1), num_heads=(1,2,2,2), num_classes=3)
-def timm_vit(depth): return timm.create_model('vit_tiny_patch16_224', img_size=32, patch_size=8, depth=depth, embed_dim=12, num_heads=2, num_classes=3)
+def timm_vit(depth, **kwargs):
+    return timm.create_model('vit_tiny_patch16_224', img_size=32, patch_size=8, depth=depth, embed_dim=12, num_heads=2,
+                             num_classes=3, **kwargs)
 
 class Wrapper(nn.Module):
     def __init__(self, net, f=lambda o: o): super().__init__(); self.net,self.f = net,f
@@ -52,21 +48,24 @@ def test_cnns_by_stride(student, names):
     shapes = layer_names(s, image())
     assert [shapes[n][-1] for n in names] == [32,16,8,4,2]
 
-def test_every_second_transformer_block(): assert pair_layers(vit(6), vit(12), image(32)) == list(zip(blocks(*range(6)), blocks(1,3,5,7,9,11)))
+def test_every_second_transformer_block():
+    assert pair_layers(vit(6), vit(12), image(32)) == list(zip(blocks(*range(6)), blocks(1,3,5,7,9,11)))
 
 def test_cnn_and_vit_by_relative_depth():
     assert pair_layers(tv.resnet18(), vit(8), image(32)) == list(zip(['relu','layer1','layer2','layer3'], blocks(1,3,5,7)))
     assert pair_layers(vit(2), tv.resnet18(), image(32)) == list(zip(blocks(0,1), ['layer1','layer3']))
 
-def test_blocks_of_a_timm_vit(): assert pair_layers(timm_vit(2), timm_vit(4), image(32)) == [('blocks.0','blocks.1'), ('blocks.1','blocks.3')]
+def test_blocks_of_a_timm_vit():
+    assert pair_layers(timm_vit(2), timm_vit(4), image(32)) == [('blocks.0','blocks.1'), ('blocks.1','blocks.3')]
 
 def test_heads_of_attention_are_no_maps():
-    m = timm.create_model('vit_tiny_patch16_224', img_size=32, patch_size=8, depth=3, embed_dim=12, num_heads=2, qk_norm=True)
-    assert [n for n,_ in layer_stages(m, image(32))] == ['blocks.0','blocks.1','blocks.2']
+    assert [n for n,_ in layer_stages(timm_vit(3, qk_norm=True), image(32))] == ['blocks.0','blocks.1','blocks.2']
 
 def test_swin_stages_channels_last():
-    assert pair_layers(swin(1), swin(2), image()) == same('layers.0','layers.1','layers.2','norm')
-    assert pair_layers(swin(1), tv.resnet18(), image()) == [('layers.0','layer1'), ('layers.1','layer2'), ('layers.2','layer3'), ('norm','layer4')]
+    s,t = swin(),swin(2)
+    assert pair_layers(s, t, image()) == same('layers.0','layers.1','layers.2','norm')
+    names = [('layers.0','layer1'), ('layers.1','layer2'), ('layers.2','layer3'), ('norm','layer4')]
+    assert pair_layers(s, tv.resnet18(), image()) == names
 
 def test_torchvision_swin_with_permutes():
     m = tv.swin_transformer.SwinTransformer([4,4], 12, [1,1,1,1], [1,1,1,1], [2,2], num_classes=3)
@@ -82,7 +81,8 @@ def test_fastai_timm_model():
 def test_unet_down_and_up():
     s,t = (create_unet_model(o, 3, (64,64), pretrained=False) for o in (tv.resnet18,tv.resnet34))
     pairs = pair_layers(s, t, image())
-    assert pairs == same('layers.0.2','layers.0.4','layers.0.5','layers.0.6','layers.3','layers.4','layers.5','layers.6','layers.7','layers.11')
+    down,up = [f'layers.0.{i}' for i in (2,4,5,6)],[f'layers.{i}' for i in (3,4,5,6,7,11)]
+    assert pairs == same(*down, *up)
     sizes = layer_names(s, image())
     assert [sizes[n][-1] for n,_ in pairs] == [32,16,8,4,2,4,8,16,32,64]
     assert pair_layers(s, create_vision_model(tv.resnet34, 3, pretrained=False), image())[-1] == ('layers.3','0.7')
@@ -98,7 +98,8 @@ def test_tabular_layers_without_embeddings_and_prediction():
     assert pair_layers(s, t, x) == same('layers.0','layers.1')
 
 def test_conv1d_nets_by_stride():
-    net = nn.Sequential(nn.Conv1d(3,8,3,2,1), nn.ReLU(), nn.Conv1d(8,8,3,1,1), nn.ReLU(), nn.Conv1d(8,8,3,2,1), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8,2))
+    net = nn.Sequential(nn.Conv1d(3,8,3,2,1), nn.ReLU(), nn.Conv1d(8,8,3,1,1), nn.ReLU(), nn.Conv1d(8,8,3,2,1), nn.ReLU(),
+                        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8,2))
     assert layer_stages(net, torch.randn(2,3,32)) == [('3',1), ('5',2)]
 
 def test_leaves_where_nothing_repeats():
@@ -145,8 +146,10 @@ def test_nothing_to_pair_names_the_side():
     with pytest.raises(ValueError, match='student: no layer.*layers='): pair_layers(lin, mlp, torch.randn(2,4))
     with pytest.raises(ValueError, match='teacher: no layer'): pair_layers(mlp, lin, torch.randn(2,4))
 
-def small_swin(): return timm.create_model('swin_tiny_patch4_window7_224', img_size=32, window_size=1, embed_dim=24, depths=(1,1,1,1), num_heads=(1,2,2,2))
-def tiny_cnn(): return nn.Sequential(nn.Conv2d(3,4,3,2,1), nn.ReLU(), nn.Conv2d(4,8,3,2,1), nn.ReLU(), nn.Conv2d(8,8,3,2,1), nn.ReLU(), nn.Flatten(), nn.Linear(128,2))
+def small_swin(): return swin(img_size=32, window_size=1)
+def tiny_cnn():
+    return nn.Sequential(nn.Conv2d(3,4,3,2,1), nn.ReLU(), nn.Conv2d(4,8,3,2,1), nn.ReLU(), nn.Conv2d(8,8,3,2,1), nn.ReLU(),
+                         nn.Flatten(), nn.Linear(128,2))
 
 @pytest.mark.parametrize('student', [tiny_cnn,lambda: vit(5),small_swin], ids=['cnn','vit','swin'])
 @pytest.mark.parametrize('teacher', [tv.resnet18,lambda: timm_vit(3),small_swin], ids=['resnet','vit','swin'])

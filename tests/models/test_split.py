@@ -8,13 +8,11 @@ from fastai.data.core import Datasets
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.tabular.model import TabularModel
-from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_clas_config, awd_lstm_lm_config
-from fastai.text.models.core import get_language_model, get_text_classifier
 from fastai.torch_core import norm_types
 from fastai.vision.learner import create_timm_model, create_unet_model, create_vision_model, default_split
-from torchvision.models.vision_transformer import VisionTransformer
 
 from fastkd.models.split import *
+from small_models import language_model, text_classifier, vit
 
 torch.set_num_threads(1)
 
@@ -32,19 +30,19 @@ def check(model, head, splitter=body_head):
     want = {n for n in names.values() if any(n.startswith(h+'.') for h in head)}
     assert {names[id(p)] for p in got}==want and want
 
-lm_config,clas_config = ({**o, 'emb_sz':8, 'n_hid':12, 'n_layers':2} for o in (awd_lstm_lm_config,awd_lstm_clas_config))
-def vit(): return VisionTransformer(image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=3)
-
 @pytest.mark.parametrize('arch,head', [
-    (tv.resnet18,['fc']), (tv.shufflenet_v2_x0_5,['fc']), (tv.mobilenet_v3_small,['classifier']), (tv.densenet121,['classifier']), (tv.efficientnet_b0,['classifier']),
-    (tv.squeezenet1_1,['classifier']), (vit,['heads']), (lambda: tv.swin_transformer.SwinTransformer([4,4], 12, [2], [1], [2,2]),['head']),
-    (lambda: tv.convnext.ConvNeXt([tv.convnext.CNBlockConfig(8,None,2)]),['classifier']), (lambda: tv.VGG(nn.Conv2d(3,512,3), num_classes=2),['classifier']),
+    (tv.resnet18,['fc']), (tv.shufflenet_v2_x0_5,['fc']), (tv.mobilenet_v3_small,['classifier']), (tv.densenet121,['classifier']),
+    (tv.efficientnet_b0,['classifier']), (tv.squeezenet1_1,['classifier']), (vit,['heads']),
+    (lambda: tv.swin_transformer.SwinTransformer([4,4], 12, [2], [1], [2,2]),['head']),
+    (lambda: tv.convnext.ConvNeXt([tv.convnext.CNBlockConfig(8,None,2)]),['classifier']),
+    (lambda: tv.VGG(nn.Conv2d(3,512,3), num_classes=2),['classifier']),
     (lambda: tv.inception_v3(init_weights=False),['fc','AuxLogits']), (lambda: tv.googlenet(init_weights=False),['fc','aux1','aux2']),
     (lambda: tv.segmentation.deeplabv3_mobilenet_v3_large(weights_backbone=None, aux_loss=True),['classifier','aux_classifier'])])
 def test_torchvision(arch, head): check(arch(), head)
 
 @pytest.mark.parametrize('arch,kwargs,head', [
-    ('resnet10t',{},['fc']), ('vit_tiny_patch16_224',{'depth':1},['head']), ('deit_tiny_distilled_patch16_224',{'depth':1},['head','head_dist']),
+    ('resnet10t',{},['fc']), ('vit_tiny_patch16_224',{'depth':1},['head']),
+    ('deit_tiny_distilled_patch16_224',{'depth':1},['head','head_dist']),
     ('convnext_atto',{'depths':(1,1,1,1)},['head.fc']), ('mobilenetv3_small_050',{},['classifier'])])
 def test_timm(arch, kwargs, head): check(timm.create_model(arch, num_classes=3, **kwargs), head)
 
@@ -54,21 +52,22 @@ def test_direct_parameters_are_body():
     assert id(m.cls_token) in body and id(m.pos_embed) in body
 
 def test_fastai_vision_as_its_default_split():
-    for m in create_vision_model(tv.resnet18, 3, pretrained=False),create_timm_model('resnet10t', 3, pretrained=False)[0],create_unet_model(tv.resnet18, 3, (32,32), pretrained=False):
+    unet = create_unet_model(tv.resnet18, 3, (32,32), pretrained=False)
+    for m in create_vision_model(tv.resnet18, 3, pretrained=False),create_timm_model('resnet10t', 3, pretrained=False)[0],unet:
         got,want = ([{id(p) for p in g} for g in f(m)] for f in (body_head,default_split))
         assert got==want
         covers(m, body_head(m))
 
-def test_text_classifier(): check(get_text_classifier(AWD_LSTM, 20, 3, config=clas_config), ['1'])
+def test_text_classifier(): check(text_classifier(), ['1'])
 
 def test_language_model_keeps_tied_weights_in_the_body():
-    m = get_language_model(AWD_LSTM, 20, config=lm_config)
+    m = language_model()
     body,head = body_head(m)
     covers(m, (body,head))
     assert [id(p) for p in head]==[id(m[1].decoder.bias)] and any(p is m[1].decoder.weight for p in body)
 
 def test_language_model_with_nothing_but_tied_weights_in_the_head():
-    with pytest.raises(ValueError, match='nothing to split, the head'): body_head(get_language_model(AWD_LSTM, 20, config={**lm_config, 'out_bias':False}))
+    with pytest.raises(ValueError, match='nothing to split, the head'): body_head(language_model(out_bias=False))
 
 def test_tabular(): check(TabularModel([(3,2)]*2, 2, 2, [8,4]), ['layers.2'])
 
@@ -78,7 +77,8 @@ def test_flat_sequential_head_is_the_last_layer_with_parameters():
 def test_wrappers_are_looked_into():
     check(nn.Sequential(nn.ReLU(), nn.Sequential(tv.resnet18())), ['1.0.fc'])
     m = tv.resnet18()
-    for w in torch.compile(m),nn.DataParallel(m),torch.compile(nn.DataParallel(m)): assert [id(p) for p in body_head(w)[1]]==[id(p) for p in m.fc.parameters()]
+    for w in torch.compile(m),nn.DataParallel(m),torch.compile(nn.DataParallel(m)):
+        assert [id(p) for p in body_head(w)[1]]==[id(p) for p in m.fc.parameters()]
 
 def test_custom_modules_by_name_or_last_child():
     class Net(nn.Module):
@@ -122,16 +122,21 @@ def test_groups_begin_at_the_named_layers():
     m = tv.resnet18()
     groups = split_at('layer2','layer4.0')(m)
     covers(m, groups)
-    assert len(groups)==3 and groups[1][0] is m.layer2[0].conv1.weight and groups[2][0] is m.layer4[0].conv1.weight and groups[2][-1] is m.fc.bias
+    assert len(groups)==3 and groups[2][-1] is m.fc.bias
+    assert groups[1][0] is m.layer2[0].conv1.weight and groups[2][0] is m.layer4[0].conv1.weight
 
 def test_split_at_with_tied_weights_and_wrappers():
-    m = get_language_model(AWD_LSTM, 20, config=lm_config)
+    m = language_model()
     groups = split_at('1')(torch.compile(m))
     covers(m, groups)
     assert [id(p) for p in groups[1]]==[id(m[1].decoder.bias)]
 
-@pytest.mark.parametrize('names,msg', [(['layer5'],"split_at='layer5': the model has no such layer; did you mean"), (['layer4','layer3'],"split_at='layer3': no parameters come between this layer and the one named before"),
-    (['layer4','layer4.0'],"split_at='layer4.0': no parameters come between"), (['conv1'],"split_at='conv1': no parameters.*the start of the model"), (['avgpool'],"split_at='avgpool': this layer has no parameters")])
+@pytest.mark.parametrize('names,msg', [
+    (['layer5'], "split_at='layer5': the model has no such layer; did you mean"),
+    (['layer4','layer3'], "split_at='layer3': no parameters come between this layer and the one named before"),
+    (['layer4','layer4.0'], "split_at='layer4.0': no parameters come between"),
+    (['conv1'], "split_at='conv1': no parameters.*the start of the model"),
+    (['avgpool'], "split_at='avgpool': this layer has no parameters")])
 def test_wrong_layers_are_errors(names, msg):
     with pytest.raises(ValueError, match=msg): split_at(*names)(tv.resnet18())
 
@@ -170,7 +175,8 @@ def test_copies_keep_the_splitter():
     new = copy.deepcopy(learn)
     check(new.model, ['layer4'], new.splitter)
 
-def test_splitter_keeps_name_and_doc(): assert body_head.__name__=='body_head' and 'Splitter' in body_head.__doc__ and 'layer4' in repr(split_at('layer4'))
+def test_splitter_keeps_name_and_doc():
+    assert body_head.__name__=='body_head' and 'Splitter' in body_head.__doc__ and 'layer4' in repr(split_at('layer4'))
 
 load = """
 import sys, torch, warnings; sys.modules['fastkd'] = None; warnings.simplefilter('ignore')
@@ -195,5 +201,6 @@ def test_exported_learners_load_without_fastkd(tmp_path):
         learn.export(f'{n}.pkl')
         assert learn.splitter is s and len(learn.opt.param_lists)==2
         assert b'fastkd' not in (tmp_path/f'{n}.pkl').read_bytes()
-    out = subprocess.run([sys.executable, '-c', load, *[str(tmp_path/f'{n}.pkl') for n in splitters]], capture_output=True, text=True, cwd=tmp_path)
+    files = [str(tmp_path/f'{n}.pkl') for n in splitters]
+    out = subprocess.run([sys.executable, '-c', load, *files], capture_output=True, text=True, cwd=tmp_path)
     assert out.stdout.splitlines()==['body_head.pkl (2, 2) 1', 'partial.pkl (2, 2) None', 'split_at.pkl (2, 2) 1'], out.stderr
