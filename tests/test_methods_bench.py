@@ -112,11 +112,9 @@ def test_a_weight_of_zero_is_the_student_alone(monkeypatch):
         res = bench.fit(*args)
         states.append(state(res[2]))
         return res
-
     monkeypatch.setitem(bench.fit_student.__globals__, 'fit', fit)
     for o in bench.alone,'off','SoftTarget': bench.fit_student(args, ((x,y),(x,y)), o, 3, seeded(bench.teacher_net).eval())
     assert same_state(states[0], states[1]) and not same_state(states[0], states[2])
-
 
 def test_teachers_answers_stand_in_for_labels():
     s,t = torch.randn(8,10),torch.randn(8,10)

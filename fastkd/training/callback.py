@@ -79,8 +79,9 @@ class KnowledgeDistillation(SavesAdapters):
         self.fresh = False
         self.bind(self.learn)
         self.trained.prepare(self.learn, self.objective, self.teachers)
-        if hasattr(self.learn, 'lr_finder'): self.trained.keep()
-        else: self.records.fits += 1
+        mock = hasattr(self.learn, 'lr_finder')
+        if mock: self.trained.keep()
+        self.records.begin_fit(self.epoch, mock)
         if self.looked_at is not self.dls: self._look()
 
     def _look(self):
@@ -107,8 +108,8 @@ class KnowledgeDistillation(SavesAdapters):
         terms = self._terms(pred, pos) if weight else {}
         kd = sum(terms.values()) if weight else None
         total = total_loss(task, kd, hard_weight, weight)
-        self.records.means.add(len(pred), task_loss=task, **terms, kd_loss=kd, total_loss=total, weight=weight, hard_weight=hard_weight,
-                               **{k: T(pos) for k,T in self.trained.learnt.items()})
+        self.records.add(len(pred), task, **terms, kd_loss=kd, total_loss=total, weight=weight, hard_weight=hard_weight,
+                         **{k: T(pos) for k,T in self.trained.learnt.items()})
         if task is None: self.columns.stand_in(pred.detach())
         self.learn.loss_grad = pred.sum()*0 if total is None else total
         self.learn.loss = self.loss_grad.clone()
@@ -136,7 +137,6 @@ class KnowledgeDistillation(SavesAdapters):
 
     def after_cancel_batch(self): self.trained.disarm()
     def after_fit(self): self._tidy()
-
     def _tidy(self):
         "Leave nothing on the models, and undo what a mock training did to the adapters"
         self.trained.tidy()

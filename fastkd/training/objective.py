@@ -99,7 +99,7 @@ class Objective:
         return self.hard_weight is None and not callable(self.weight) and self.weight == 0
 
     @property
-    def columns(self): return [] if self.off else ['task_loss', *self.names]
+    def columns(self): return [] if self.off else ['train_task', *(f'train_{n}' for n in self.names)]
 
     @property
     def on_features(self): return [l for l in self.terms if isinstance(l, FeatureLoss)]

@@ -269,7 +269,7 @@ def test_columns_and_history():
     learn.logger = lambda row: rows.append(list(row))
     learn.fit(2)
     names = list(learn.recorder.metric_names)
-    assert names == ['epoch','train_loss','valid_loss','accuracy','task_loss','soft_target','attention','time']
+    assert names == ['epoch','train_loss','valid_loss','accuracy','train_task','train_soft_target','train_attention','time']
     assert len(rows) == 2 and all(len(r) == len(names) for r in rows)
     h = learn.knowledge_distillation.history
     assert list(h.columns) == ['fit','epoch','task_loss','soft_target','attention','kd_loss','total_loss','weight','hard_weight']

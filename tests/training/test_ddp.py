@@ -20,7 +20,6 @@ launcher = '-m torch.distributed.run --nproc_per_node 2 --rdzv-backend c10d --rd
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory): return run(tmp_path_factory.mktemp('ddp')/'two', *launcher)
-
 @pytest.fixture(scope='module')
 def one(tmp_path_factory): return run(tmp_path_factory.mktemp('ddp')/'one')[0]
 

@@ -3,7 +3,6 @@ from copy import deepcopy
 from functools import partial
 
 import pytest
-
 from fastai.callback.all import *
 
 from fastkd.losses.features import FitNet
@@ -89,7 +88,6 @@ def test_finished_fit_is_loaded_and_not_repeated(tmp_path):
 
 def test_table_shows_the_rows_of_skipped_epochs_with_their_times(tmp_path, monkeypatch):
     monkeypatch.setattr('time.time', lambda: 0.)  # the clock stands still, so a slow machine shows the same times
-
     learn = fresh(tmp_path)
     slow = Callback(
 after_train=lambda cb: setattr(cb.learn.recorder, 'start_epoch', cb.recorder.start_epoch-61))

@@ -104,6 +104,7 @@ def test_tta(fitted, kw):
     for x,y in zip(*[(o if isinstance(o, tuple) else (o,)) for o in got]): assert torch.equal(x, y)
 
 def test_show_results(fitted):
+    plt.close('all')
     fitted[1].show_results(max_n=2)
     assert plt.get_fignums()
     plt.close('all')
