@@ -1,5 +1,5 @@
 "The loss comparison in `benchmarks/methods.py`, run on a few hundred images"
-import runpy, subprocess, sys
+import runpy, shutil, subprocess, sys
 from types import SimpleNamespace
 
 import pytest
@@ -31,12 +31,17 @@ def options(folder, *args):
     return [*small.split(), '--data', str(folder), '--out', str(folder/'out'), *args]
 
 @pytest.fixture(scope='module')
-def done(tmp_path_factory):
+def finished(tmp_path_factory):
     "The folder of a finished run: two methods, two seeds"
     folder = tmp_path_factory.mktemp('methods')
     write_idx(folder)
     subprocess.run([sys.executable, script, *options(folder, *two)], check=True, capture_output=True)
     return folder
+
+@pytest.fixture
+def done(finished, tmp_path):
+    "A copy of `finished`: some tests add runs or remove them"
+    return shutil.copytree(finished, tmp_path/'done')
 
 def test_a_line_per_run_and_the_table(done):
     runs,table = pd.read_csv(done/'out/runs.csv'),pd.read_csv(done/'out/table.csv', index_col='method')
