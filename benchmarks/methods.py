@@ -9,12 +9,15 @@ from pathlib import Path
 warnings.filterwarnings('ignore', '.*torch.jit.script')
 import numpy as np, pandas as pd, torch
 from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner, accuracy, set_seed
-import fastai.callback.progress, fastai.callback.schedule  # `no_bar`, `fit_one_cycle`
+from fastai.callback.progress import ProgressCallback
+import fastai.callback.schedule  # `fit_one_cycle`
 from fastai.data.load import DataLoader
 from fastai.layers import ConvLayer, Flatten, nn
 from fastkd.all import *
-from fastkd.cli.demo import paired_difference
+from fastkd.evaluation.statistics import paired_interval
 from fastkd.losses.base import FunctionLoss
+from fastkd.schemes.trial import trial
+from fastkd.training.checkpoint import random_states, set_random_states
 from torchvision.datasets import MNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
@@ -98,33 +101,47 @@ def keep_labels(y, n, seed):
 
 # Training
 class Clock(Callback):
-    "Measure the seconds of training, without validation"
+    "Measure the seconds of training, without validation, and pass them to `done` together with the learner"
     order = -100
-    def __init__(self, now): self.now,self.seconds = now,0.
+    def __init__(self, now, done): self.now,self.done,self.seconds = now,done,0.
     def before_train(self): self.start = self.now()
     def after_train(self): self.seconds += self.now()-self.start
+    def after_fit(self): self.done(self.learn, self.seconds)
+
+class AsMade(Callback):
+    "Start the fit with the random numbers that follow those of weights and loaders, so that the runs in methods.csv can be repeated"
+    order = -100
+    def __init__(self, dls): self.states = random_states(dls)
+    def before_fit(self): set_random_states(self.dls, self.states)
 
 def now(args):
     if torch.device(args.device).type=='cuda': torch.cuda.synchronize()
     return dict(wall=time.perf_counter, cpu=time.process_time)[args.clock]()
 
-def fit(args, train, test, net, epochs, lr, cbs=None, labelled=0):
-    "Train `net` on `train`; return the accuracy on `test`, the training time in seconds, and the model"
+def learner(args, train, test, net, cbs=None, labelled=0):
+    "A learner that trains `net` on `train` and measures its accuracy on `test`"
     dls = DataLoaders(Batches(*train, args.batch, labelled), Batches(*test, 1000), device=args.device)
-    clock,loss_func = Clock(partial(now, args)),CrossEntropyLossFlat(ignore_index=-1)
-    learn = Learner(dls, net.to(args.device), loss_func=loss_func, metrics=accuracy, cbs=[clock, *(cbs or [])])
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
-    acc = learn.recorder.values[-1][learn.recorder.metric_names.index('accuracy')-1]
-    return acc,clock.seconds,learn.model
+    learn = Learner(dls, net.to(args.device), loss_func=CrossEntropyLossFlat(ignore_index=-1), metrics=accuracy, cbs=cbs)
+    learn.add_cb(AsMade(dls))
+    return learn.remove_cb(ProgressCallback)
 
-def fit_student(args, data, method, seed, teacher=None):
-    "Train a student; for the same seed, every method gets the same weights, labels and batches"
+def make_student(args, data, method, teacher=None):
+    "A fresh student; for the same seed, which `trial` has set, every method gets the same weights, labels and batches"
     (x,y),test = data
-    set_seed(seed)
-    net,train = student_net(),(x, keep_labels(y, args.labels, seed))
+    net,seed = student_net(),torch.initial_seed()
+    train = x,keep_labels(y, args.labels, seed)
     if args.lrs: test = tuple(o[train[1]<0][:10000] for o in (x,y))  # don't choose a learning rate on the test images
-    cbs = [methods[method](teacher)] if methods[method] else None
-    return fit(args, train, test, net, args.epochs, args.lr, cbs, args.labelled)[:2]
+    learn = learner(args, train, test, net, [methods[method](teacher)] if methods[method] else None, args.labelled)
+    learn.method_seed = method,seed
+    return learn
+
+def train(args, data, names, seeds, teacher=None, done=None):
+    "The `Trial` of some methods; `done` is called after each run, with the learner and the seconds of training"
+    makes = {o: partial(make_student, args, data, o, teacher) for o in names}
+    cbs = (lambda: Clock(partial(now, args), done)) if done else None
+    return trial(makes[names[0]], teacher, makes, seeds, args.epochs, args.lr, cbs=cbs)
+
+def final_accuracy(learn): return learn.recorder.values[-1][learn.recorder.metric_names.index('accuracy')-1]
 
 def get_teacher(args, data, file):
     "The teacher, trained once on all labels and saved in `file`"
@@ -132,10 +149,12 @@ def get_teacher(args, data, file):
     net = teacher_net()
     if file.exists(): net.load_state_dict(torch.load(file, map_location='cpu', weights_only=True))
     else:
-        acc,secs,net = fit(args, *data, net, args.teacher_epochs, 1e-2)
-        print(f"teacher: {acc:.2%}, {secs:.0f} s", flush=True)
-        torch.save(net.cpu().state_dict(), file)
-        add_run(args, 'teacher', 0, acc, secs)
+        def done(learn, secs):
+            print(f"teacher: {final_accuracy(learn):.2%}, {secs:.0f} s", flush=True)
+            torch.save(learn.model.cpu().state_dict(), file)
+            add_run(args, 'teacher', 0, final_accuracy(learn), secs)
+        learn = learner(args, *data, net)
+        with learn.no_logging(): learn.fit_one_cycle(args.teacher_epochs, 1e-2, cbs=Clock(partial(now, args), done))
     return net.to(args.device).eval()
 
 # Runs
@@ -158,21 +177,24 @@ def train_all(args, data, teacher):
     "Train all runs that are not finished yet, seed by seed"
     todo = [(m, s) for s in args.seeds for m in args.methods]
     start,n = time.perf_counter(),0
-    for i,(method,seed) in enumerate(todo):
-        df = of_setting(args, read_runs(args))
-        if ((df.method==method) & (df.seed==seed)).any(): continue
-        acc,secs = fit_student(args, data, method, seed, teacher)
+    def done(learn, secs):
+        nonlocal n
+        (method,seed),acc = learn.method_seed,final_accuracy(learn)
         add_run(args, method, seed, acc, secs)
-        n += 1
-        left = (time.perf_counter()-start)/n * (len(todo)-i-1)
-        print(f"{i+1} of {len(todo)}: {method}, seed {seed}: {acc:.2%}, {secs:.1f} s; at most {left/60:.0f} min left", flush=True)
+        i,n = todo.index(learn.method_seed)+1,n+1
+        left = (time.perf_counter()-start)/n * (len(todo)-i)
+        print(f"{i} of {len(todo)}: {method}, seed {seed}: {acc:.2%}, {secs:.1f} s; at most {left/60:.0f} min left", flush=True)
+    for seed in args.seeds:
+        df = of_setting(args, read_runs(args))
+        left = [m for m in args.methods if not ((df.method==m) & (df.seed==seed)).any()]
+        if left: train(args, data, left, [seed], teacher, done)
 
 def table(df, base=alone):
     "Means over the seeds and paired differences from `base`, in points; `df` has the columns method, seed, accuracy and seconds"
     rows,ref = [],df[df.method==base]
     for method,o in df[df.method!='teacher'].groupby('method', sort=False):
         both = o.merge(ref, on='seed', suffixes=('','_base'))
-        diff,se = paired_difference(both.accuracy_base, both.accuracy) if len(both)>1 else (np.nan,np.nan)
+        diff,se,*_ = paired_interval(both.accuracy_base.tolist(), both.accuracy.tolist()) if len(both)>1 else (np.nan,np.nan)
         rows.append(dict(method=method, seeds=len(o), accuracy=100*o.accuracy.mean(), sd=100*o.accuracy.std(),
                          difference=100*diff, se=100*se, time=(both.seconds/both.seconds_base).median()))
     return pd.DataFrame(rows).set_index('method').sort_values('accuracy', ascending=False)
@@ -190,8 +212,8 @@ def report(args):
 def search_lr(args, data):
     "Compare learning rates for the student alone, on training images whose labels it does not see"
     for args.lr in args.lrs:
-        accs = [fit_student(args, data, alone, seed)[0] for seed in args.seeds]
-        print(f"lr {args.lr:g}: {np.mean(accs):.2%} ± {np.std(accs, ddof=1) if len(accs)>1 else 0:.2%}", flush=True)
+        res = train(args, data, [alone], args.seeds).table.fillna(0).loc[alone]
+        print(f"lr {args.lr:g}: {res.accuracy:.2%} ± {res.accuracy_sd:.2%}", flush=True)
 
 counts = (
     ('labels', 1000, "training images that keep their label, the same number for each class"),

@@ -1,6 +1,12 @@
 "What users of fastkd import: `from fastkd.all import *`, after fastai's own"
 from fastkd.data.digits import digits_dls
+from fastkd.evaluation.compare import compare
+from fastkd.evaluation.image_plots import plot_attention, plot_disagreements, plot_soft_targets
 from fastkd.evaluation.masks import agreement, class_mask
+from fastkd.evaluation.plots import plot_losses, plot_pareto, plot_temperature
+from fastkd.evaluation.prediction_plots import plot_calibration, plot_confusion_change
+from fastkd.evaluation.report import report
+from fastkd.evaluation.statistics import ece, nll
 from fastkd.evaluation.tta import TTAEvaluator, test_time_aug
 from fastkd.losses.activations import OFD, ActivationBoundaries, activation_boundaries, ofd
 from fastkd.losses.batch import DIST, MultiLevel, dist, multi_level
@@ -21,6 +27,7 @@ from fastkd.models.split import body_head, split_at
 from fastkd.schemes.generations import born_again, distill_chain
 from fastkd.schemes.mean_teacher import MeanTeacher
 from fastkd.schemes.mutual import MutualLearning
+from fastkd.schemes.trial import trial
 from fastkd.teachers.teacher import Teacher
 from fastkd.training.callback import KnowledgeDistillation
 from fastkd.training.resume import Resume
@@ -31,7 +38,9 @@ __all__ = [
     'FSP', 'FactorTransfer', 'FitNet', 'Huber', 'KnowledgeDistillation', 'LearnableT', 'Logits', 'MeanTeacher', 'MultiLevel',
     'MutualLearning', 'NST', 'NormalizedKD', 'OFD', 'PKT', 'RKD', 'Resume', 'ReviewKD', 'Similarity', 'SoftTarget',
     'TTAEvaluator', 'Teacher', 'TeacherBounded', 'TeacherFree', 'VID', 'WeightedSoftLabel', 'activation_boundaries', 'agreement',
-    'attention', 'binary_soft_target', 'body_head', 'born_again', 'channel_wise', 'class_mask', 'correlation_congruence', 'crd',
-    'decoupled_kd', 'digits_dls', 'dist', 'distill_chain', 'factor_transfer', 'fitnet', 'fsp', 'huber', 'layer_names', 'logits',
-    'multi_level', 'normalized_kd', 'nst', 'ofd', 'pair_layers', 'pkt', 'review_kd', 'rkd', 'similarity', 'soft_target',
-    'split_at', 'teacher_bounded', 'teacher_free', 'test_time_aug', 'vid', 'warm_up', 'weighted_soft_label']
+    'attention', 'binary_soft_target', 'body_head', 'born_again', 'channel_wise', 'class_mask', 'compare',
+    'correlation_congruence', 'crd', 'decoupled_kd', 'digits_dls', 'dist', 'distill_chain', 'ece', 'factor_transfer', 'fitnet',
+    'fsp', 'huber', 'layer_names', 'logits', 'multi_level', 'nll', 'normalized_kd', 'nst', 'ofd', 'pair_layers', 'pkt',
+    'plot_attention', 'plot_calibration', 'plot_confusion_change', 'plot_disagreements', 'plot_losses', 'plot_pareto',
+    'plot_soft_targets', 'plot_temperature', 'report', 'review_kd', 'rkd', 'similarity', 'soft_target', 'split_at',
+    'teacher_bounded', 'teacher_free', 'test_time_aug', 'trial', 'vid', 'warm_up', 'weighted_soft_label']

@@ -36,15 +36,21 @@ def seeded(f, *args, seed=0, **kwargs):
     set_seed(seed)
     return f(*args, **kwargs)
 
+def rewind(dls):
+    "Shuffle `dls`, which tests may share, from here on as if it were new"
+    dls.train.rng = random.Random(0)
+
 def trained_teacher(dls, *cs, n_out=3, epochs=4):
     "A learner that has learnt its task"
+    rewind(dls)
     learn = Learner(dls, seeded(cnn, *(cs or (8,16)), n_out=n_out), metrics=accuracy)
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs, 1e-2)
     return learn
 
 def student(dls, cs=(4,8), seed=1, n_out=3, p=0., **kwargs):
-    "A fresh student, without progress bars, the same one for the same seed"
+    "A fresh student, without progress bars, the same one with the same batches for the same seed"
     set_seed(seed)
+    rewind(dls)
     learn = Learner(dls, cnn(*cs, n_out=n_out, p=p), metrics=kwargs.pop('metrics', accuracy), **kwargs)
     learn.remove_cb(ProgressCallback)
     learn.logger = noop

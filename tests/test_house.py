@@ -28,6 +28,7 @@ def imports(file):
             if base.split('.')[0] != 'fastkd': continue
             for a in o.names:  # `from ..models import layers` imports a module, `from ..models.layers import unwrap` a name
                 full = f'{base}.{a.name}'.removeprefix('fastkd.')
+                if base == 'fastkd' and not (pkg/full).exists() and not (pkg/full).with_suffix('.py').exists(): continue  # `__version__`
                 yield full if (pkg/full.replace('.', '/')).with_suffix('.py').exists() else base.removeprefix('fastkd.')
 
 def test_the_table_names_the_wings_and_nothing_is_left_flat():

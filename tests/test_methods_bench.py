@@ -108,18 +108,34 @@ def test_labels_are_kept_evenly_by_seed():
     assert (a[a>=0].bincount()==3).all() and torch.equal(a[a>=0], y[a>=0]) and not torch.equal(a, b)
     assert torch.equal(bench.keep_labels(y, 100, 0), y)
 
-def test_a_weight_of_zero_is_the_student_alone(monkeypatch):
-    args = SimpleNamespace(labels=40, labelled=4, batch=16, epochs=1, lr=.03, lrs=None, device='cpu', clock='cpu')
+def small(**kwargs):
+    "Options of the script, and data for them"
+    args = dict(labels=40, labelled=4, batch=16, epochs=1, lr=.03, lrs=None, device='cpu', clock='cpu')
     x,y = torch.randn(160,1,28,28),torch.arange(160)%10
+    return SimpleNamespace(**{**args, **kwargs}),((x,y),(x,y))
+
+def test_a_weight_of_zero_is_the_student_alone(monkeypatch):
+    args,data = small()
     monkeypatch.setitem(bench.methods, 'off', lambda t: KnowledgeDistillation(t, weight=0))
-    states = []
-    def fit(*args):
-        res = bench.fit(*args)
-        states.append(state(res[2]))
-        return res
-    monkeypatch.setitem(bench.fit_student.__globals__, 'fit', fit)
-    for o in bench.alone,'off','SoftTarget': bench.fit_student(args, ((x,y),(x,y)), o, 3, seeded(bench.teacher_net).eval())
+    res = bench.train(args, data, [bench.alone,'off','SoftTarget'], [3], seeded(bench.teacher_net).eval())
+    states = [state(res.student(o).model) for o in res.methods]
     assert same_state(states[0], states[1]) and not same_state(states[0], states[2])
+    assert res.runs.valid_loss[0] == res.runs.valid_loss[1] != res.runs.valid_loss[2]
+
+def test_the_committed_runs_could_be_repeated():
+    "They were made by seeding once, before the weights, and then training"
+    args,data = small(epochs=2)
+    teacher = seeded(bench.teacher_net).eval()
+    res = bench.train(args, data, [bench.alone,'SoftTarget','FitNet'], [4], teacher)
+    for name in res.methods:
+        set_seed(4)
+        model,(x,y) = bench.student_net(),data[0]
+        train = bench.Batches(x, bench.keep_labels(y, args.labels, 4), args.batch, args.labelled)
+        dls = DataLoaders(train, bench.Batches(*data[1], 1000), device='cpu')
+        cbs = [bench.methods[name](teacher)] if bench.methods[name] else []
+        learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(ignore_index=-1), metrics=accuracy, cbs=cbs)
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(args.epochs, args.lr)
+        assert same_state(state(model), state(res.student(name).model)), name
 
 def test_teachers_answers_stand_in_for_labels():
     s,t = torch.randn(8,10),torch.randn(8,10)

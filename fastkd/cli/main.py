@@ -37,7 +37,8 @@ def _parser():
     p = argparse.ArgumentParser(prog='fastkd', description="Knowledge distillation for fastai")
     sub = p.add_subparsers(dest='command', metavar='command', required=True)
     d = sub.add_parser('demo', help="train a teacher, a student alone and a distilled student on handwritten digits",
-        description="Train a teacher with all labels and, over five seeds, a student with only 100 of them, with and without distillation. "
+        description="Train a teacher with all labels and, over five seeds, a student with only 100 of them: alone, with label smoothing, "
+                    "and distilled. "
                     "Prints a table and saves tables, plots and the distilled student. "
                     "Needs no download and takes about a minute and a half on two cores.")
     d.add_argument('--out', type=Path, default=Path('fastkd-demo'), metavar='DIR', help="output directory (default: %(default)s)")

@@ -3,8 +3,8 @@ import base64, fcntl, json, os, select, shutil, subprocess, tempfile
 from pathlib import Path
 
 path = shutil.which('chromium') or shutil.which('chromium-browser')
-flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-         '--disable-component-update', '--disable-sync', '--remote-debugging-pipe']
+flags = ['--headless', '--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu', '--disable-quic', '--no-first-run',
+         '--disable-background-networking', '--disable-component-update', '--disable-sync', '--remote-debugging-pipe']
 
 def _up(fd):
     "`fd` under a number that is neither 3 nor 4"
@@ -54,7 +54,7 @@ class Chromium:
 
     def js(self, expression):
         "Value of a JavaScript expression, from outside the page's content security policy"
-        return self.call('Runtime.evaluate', expression=expression, returnByValue=True)['result'].get('value')
+        return self.call('Runtime.evaluate', expression=expression, returnByValue=True, awaitPromise=True)['result'].get('value')
 
     def open(self, file, width=1200, height=900, dark=False, media=''):
         "Open `file`, wait until it is loaded, and return what it logged and the addresses that it asked for"
