@@ -6,7 +6,7 @@
 __all__ = ['images', 'image_loaders', 'first_input', 'show', 'wrapped', 'truth', 'plot_soft_targets', 'disagreements',
            'plot_disagreements', 'attention_maps', 'plot_attention']
 
-# %% ../../nbs/evaluation/14_image_plots.ipynb #e40a5326
+# %% ../../nbs/evaluation/14_image_plots.ipynb #d5428cb0
 from numbers import Integral, Real
 from textwrap import fill
 
@@ -23,7 +23,7 @@ from ..models.pairs import pair_layers
 from ..models.reading import probing
 from ..models.taps import Taps
 
-# %% ../../nbs/evaluation/14_image_plots.ipynb #36b9853d
+# %% ../../nbs/evaluation/14_image_plots.ipynb #1e1d17e6
 def images(
     dl:DataLoader, # from `item_loader`
     idxs:list # of items: 0 for the first item of `dl`
@@ -85,13 +85,13 @@ def truth(
     "The true class of an item; empty if it is unknown"
     return '' if targs is None or targs.flatten()[i] < 0 else f'true: {names[targs.flatten()[i]]}'
 
-# %% ../../nbs/evaluation/14_image_plots.ipynb #246e3b09
+# %% ../../nbs/evaluation/14_image_plots.ipynb #41ed7ca6
 def _logits(teacher, dl):
     "Logits of the teacher for all items of `dl`, and the targets; those of a model that returns probabilities are their logarithms"
-    z,targs = outputs(teacher, dl, act=noop)
-    one_label(z, targs, 'teacher')
     kind = type(getattr(teacher, 'loss_func', None)).__name__
     if 'BCE' in kind: raise ValueError(f"teacher: it was trained with {kind}, several labels per item: this plot is for single-label tasks")
+    z,targs = outputs(teacher, dl, act=noop)
+    one_label(z, targs, 'teacher')
     return (z.clamp(min=1e-12).log() if is_prob(z) and is_exclusive(z) else z).float(),targs
 
 def _check_Ts(Ts):
@@ -168,7 +168,7 @@ def plot_soft_targets(
         for k,(T,ps) in enumerate(zip(Ts, zip(*probs)), 1): _finish_bars(axs[k::1+len(Ts)], T, max(o.max() for o in ps), label)
     return axs
 
-# %% ../../nbs/evaluation/14_image_plots.ipynb #d350bcbd
+# %% ../../nbs/evaluation/14_image_plots.ipynb #95adb63a
 def disagreements(
     probs:Tensor, # probabilities of one model, (N, C)
     other:Tensor # probabilities of the other one, (N, C)
@@ -219,7 +219,7 @@ def plot_disagreements(
         if own: axs[0].figure.suptitle(fill(text, 34*cols), fontsize='medium')
     return axs[:len(idxs)]
 
-# %% ../../nbs/evaluation/14_image_plots.ipynb #a2722494
+# %% ../../nbs/evaluation/14_image_plots.ipynb #d03e6874
 def attention_maps(
     fs:Tensor, # features (B, C, h, w)
     size # height and width of the maps
@@ -260,6 +260,14 @@ def _map_pairs(pairs, fs, ft, chosen):
     raise ValueError(f"`layers` has {bad}, whose features are not maps: choose layers with outputs (B, C, H, W), or tokens, from "
                      "`layer_names(model, x)`")
 
+def _paired_maps(student, teacher, xs, xt, layers, size):
+    "Titles and attention maps, (B, *size), of student and teacher for each pair"
+    pairs = _pairs(layers, student, teacher, xs, xt)
+    s,t = zip(*pairs)
+    found = _map_pairs(pairs, _features(student, list(s), xs), _features(teacher, list(t), xt), layers is not None)
+    titles = [f'{who}, layer\n{shorten(o, 22)}' for p,_,_ in found for who,o in zip(('student','teacher'), p)]
+    return titles,[attention_maps(f, size).numpy() for _,a,b in found for f in (a,b)]
+
 def plot_attention(
     student, # `Learner` or nn.Module for images
     teacher, # `Learner` or nn.Module
@@ -273,13 +281,9 @@ def plot_attention(
     dl1,dl2 = image_loaders(dict(student=student, teacher=teacher), dl)
     idxs = _spread(range(len(rows_of(dl1))), _check_n(n))
     (ims,b1),(_,b2) = images(dl1, idxs),images(dl2, idxs)
-    s,t = (o.model if isinstance(o, Learner) else o for o in (student,teacher))
-    xs,xt = _inputs(s, dl1, b1),_inputs(t, dl2, b2)
-    pairs = _pairs(layers, s, t, xs, xt)
-    fs,ft = (_features(m, list(ns), x) for m,ns,x in zip((s,t), zip(*pairs), (xs,xt)))
-    found = _map_pairs(pairs, fs, ft, layers is not None)
-    maps = [attention_maps(f, ims[0].shape[:2]).numpy() for _,a,b in found for f in (a,b)]
-    names = [f'{who}, layer\n{shorten(o, 22)}' for p,_,_ in found for who,o in zip(('student','teacher'), p)]
+    models = [o.model if isinstance(o, Learner) else o for o in (student,teacher)]
+    xs = [_inputs(m, o, b) for m,o,b in zip(models, (dl1,dl2), (b1,b2))]
+    names,maps = _paired_maps(*models, *xs, layers, ims[0].shape[:2])
     rows,cols = len(idxs),1+len(maps)
     with canvas(axs, figsize or (1.7*cols+.6, .5+1.75*rows), rows*cols, cols, 'axs') as axs:
         for r,im in enumerate(ims):

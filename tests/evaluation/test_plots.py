@@ -12,6 +12,7 @@ from fastkd.schemes.trial import trial
 from fastkd.training.callback import KnowledgeDistillation
 from fastkd.training.schedules import LearnableT
 from helpers import cnn, image_dls, seeded, student
+from matplotlib.figure import Figure
 from plot_layout import check_layout
 from scipy import stats
 
@@ -384,6 +385,13 @@ def test_pareto_of_a_real_comparison(dls):
     for k,v in points(ax).items(): np.testing.assert_allclose(v, df.loc[k, cols].to_numpy(float))
     with pytest.raises(ValueError, match="`x` is 'latency_ms_32'"): plot_pareto(df, x='latency_ms_32')
     assert plot_pareto(df, x='latency', ax=ax) is ax
+
+@pytest.mark.parametrize('draw', [lambda ax: plot_pareto(comparison(), x='flops', ax=ax), lambda ax: plot_temperature(fake_trial(by_T()), ax=ax)],
+                         ids=['pareto','temperature'])
+def test_everything_fits_into_a_small_figure_without_pyplot(draw):
+    fig = Figure(figsize=(4.2,3.4), layout='constrained')
+    draw(fig.subplots())
+    check_layout(fig)
 
 @pytest.mark.parametrize('dark', [False,True])
 def test_new_figures_have_the_background_of_the_style(dark):

@@ -197,7 +197,8 @@ def test_gradient_accumulation_equals_one_big_batch(dls, teacher):
         return learn
     spy = Spy()
     big,small,other = run(32),run(8, GradientAccumulation(32), spy, Moves()),run(8)
-    for a,b in zip(weights(big), weights(small)): assert torch.allclose(a, b, atol=1e-6), (a-b).abs().max()
+    # The weights move by up to .4. Sums of 32 gradients in another order differ by 32*2**-24 of that, and by a few times more where they cancel
+    for a,b in zip(weights(big), weights(small)): assert torch.allclose(a, b, rtol=0, atol=2**-17), (a-b).abs().max()
     assert not all(torch.allclose(a, b, atol=1e-4) for a,b in zip(weights(big), weights(other)))
     eq(small.moves.seen, ([(False,False)]*3 + [(True,True)])*2)
     assert spy.seen[0]['grad'] == spy.seen[0]['loss']  # the spy stands before the division
