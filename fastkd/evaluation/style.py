@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['markers', 'decrease', 'increase', 'palette', 'style', 'is_dark', 'canvas', 'add_legend']
 
-# %% ../../nbs/evaluation/15_style.ipynb #855c87aa
+# %% ../../nbs/evaluation/15_style.ipynb #9481f24c
 from contextlib import contextmanager
 
 import matplotlib.pyplot as plt, numpy as np
@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-# %% ../../nbs/evaluation/15_style.ipynb #c94690a8
+# %% ../../nbs/evaluation/15_style.ipynb #57d84ec6
 _blue,_red,_green,_purple,_orange,_sky,_yellow = '#0072B2','#D55E00','#009E73','#CC79A7','#E69F00','#56B4E9','#F0E442'
 _light = dict(background='white', text='#1a1a1a', grid='#d9d9d9', colours=[_blue, _red, _green, _purple, _orange, _sky])
 _dark = dict(background='#15171c', text='#ececec', grid='#41454e', colours=[_sky, _orange, _green, _purple, _yellow, _red])
@@ -27,8 +27,8 @@ def palette()->list: # of colours
 @contextmanager
 def style(
     dark:bool=False # dark background and light text?
-): # context manager that gives the list of colours
-    "Draw in the colours of Okabe and Ito, which suit colour-blind readers, on a light or dark background"
+)->list: # the colours
+    "Context manager: draw in colours that are safe for colour-blind readers, on a light or dark background"
     o = _dark if dark else _light
     text = {k: o['text'] for k in ('text.color','axes.labelcolor','axes.edgecolor','axes.titlecolor','xtick.color','ytick.color')}
     back = {k: o['background'] for k in ('figure.facecolor','axes.facecolor','savefig.facecolor','legend.facecolor')}
@@ -43,7 +43,7 @@ def is_dark(
     "Is `colour` darker than a middle grey?"
     return bool(np.dot(to_rgb(colour), (.299,.587,.114)) < .5)
 
-# %% ../../nbs/evaluation/15_style.ipynb #e2a8f85a
+# %% ../../nbs/evaluation/15_style.ipynb #49c28c82
 def _new_figure(figsize):
     "A figure of pyplot, or one that can only be saved if pyplot's backend needs a display and there is none"
     try: fig = plt.figure(figsize=figsize, layout='constrained')
@@ -58,8 +58,8 @@ def canvas(
     n:int=1, # number of axes
     cols:int=None, # new axes in a row; None: all
     arg:str='ax' # name of the argument, for the error
-): # context manager that gives the list of axes
-    "`n` axes to draw on, with colours that suit their background"
+)->list: # of axes
+    "Context manager: `n` axes to draw on, with colours that suit their background"
     if axs is not None and np.size(axs) != n:
         raise ValueError(f"`{arg}` has {np.size(axs)} axes, but this plot has {n}: pass {n}, or None for new ones")
     cols = cols or n

@@ -13,7 +13,7 @@ def _hidden_ticks(ax):
 
 def texts(fig):
     "The texts that are drawn, with their boxes in pixels"
-    fig.canvas.draw()
+    fig.draw_without_rendering()
     hidden = {id(o) for ax in fig.findobj(lambda o: hasattr(o, 'get_xaxis')) for o in _hidden_ticks(ax)}
     off = {id(o) for ax in fig.axes if not ax.axison for axis in (ax.xaxis, ax.yaxis) for o in axis.findobj(Text)}
     found = [o for o in fig.findobj(Text) if o.get_visible() and o.get_text().strip() and id(o) not in hidden|off]

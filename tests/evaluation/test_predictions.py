@@ -118,6 +118,10 @@ def test_a_teacher_with_more_classes_predicts_those_of_the_student(dls, small):
     close(predict(dict(a=small, b=more)).probs['b'], p/p.sum(1, keepdim=True))
     with pytest.raises(ValueError, match=r"b: it doesn't know the class 'z' \(1 of 4 are unknown to it\)"): predict(dict(a=more, b=small))
 
+def test_items_of_a_class_that_the_teacher_does_not_know(small):
+    with pytest.raises(ValueError, match=r"teacher: it doesn't know the class 'd' \(1 of 4"):
+        predict(dict(student=student(image_dls('abcd'), n_out=4), teacher=small))
+
 def test_an_exported_learner_needs_a_loader(dls, small, tmp_path):
     small.export(tmp_path/'s.pkl')
     loaded = load_learner(tmp_path/'s.pkl')
@@ -246,6 +250,23 @@ def test_confusion_change_is_the_difference_of_sklearns_matrices(dls, small, lar
     for f in (ax.get_xticklabels, ax.get_yticklabels): assert [o.get_text() for o in f()] == ['a','b','c']
     assert ax.figure.axes[-1].get_ylabel() == 'change (percentage points of the true class)'
     check_layout(ax.figure)
+
+class Columns(nn.Module):
+    "Logits that are columns of the input"
+    def __init__(self, *cols):
+        super().__init__()
+        self.cols = list(cols)
+    def forward(self, x): return x[:,self.cols]
+
+def test_the_scale_of_a_one_sided_change_is_symmetric():
+    "Half of the predictions for each class move from both wrong classes to the right one"
+    y = torch.arange(12)%3
+    right,wrong = F.one_hot(y, 3).float(),F.one_hot((y+1+torch.arange(12)//3%2)%3, 3).float()
+    x = torch.cat([right*5, torch.where(torch.arange(12)[:,None] < 6, wrong, right)*5], 1)
+    dl = TfmdDL(Datasets(range(12), [[lambda i: x[i]], [lambda i: int(y[i]), Categorize([0,1,2])]]), bs=5)
+    im, = plot_confusion_change(Columns(3,4,5), Columns(0,1,2), dl).images
+    close(im.get_array(), 75*np.eye(3) - 25*np.ones((3,3)))
+    assert (im.norm.vmin, im.norm.vmax) == (-50,50)
 
 @pytest.mark.parametrize('dark', [False,True])
 def test_no_change_has_the_colour_of_the_background(small, large, dark):
