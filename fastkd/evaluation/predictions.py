@@ -6,7 +6,7 @@
 __all__ = ['rows_of', 'subset', 'item_loader', 'valid_tfms', 'plain', 'outputs', 'one_label', 'as_probs', 'class_names',
            'Predicted', 'as_models', 'loaders_for', 'main_learner', 'predict', 'labelled']
 
-# %% ../../nbs/evaluation/16_predictions.ipynb #092baa48
+# %% ../../nbs/evaluation/16_predictions.ipynb #7be0fa88
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from .scoring import is_prob
 from .selection import is_exclusive
 from ..models.reading import eval_mode, keep_rng, model_output
 
-# %% ../../nbs/evaluation/16_predictions.ipynb #4cfc59c2
+# %% ../../nbs/evaluation/16_predictions.ipynb #012888fd
 def rows_of(
     dl:DataLoader # fastai data loader
 )->list: # in the order of the dataset, in which `get_preds` returns predictions
@@ -68,7 +68,7 @@ def valid_tfms(
     split = dl.dataset.set_split_idx(1) if hasattr(dl.dataset, 'set_split_idx') else nullcontext()
     with keep_rng(), split: yield
 
-# %% ../../nbs/evaluation/16_predictions.ipynb #4c897085
+# %% ../../nbs/evaluation/16_predictions.ipynb #f9653ecf
 def _no_loss(*args): return torch.tensor(0.)
 
 @contextmanager
@@ -112,7 +112,7 @@ def outputs(
         with _untouched(model): preds,targs = model.get_preds(dl=dl, act=act)
     return plain(preds),plain(targs)
 
-# %% ../../nbs/evaluation/16_predictions.ipynb #69f10ff1
+# %% ../../nbs/evaluation/16_predictions.ipynb #5f4bf104
 def _is_single(preds, targs):
     "Are these predictions (N, C) and class indexes (N,), if any?"
     if not isinstance(preds, Tensor) or preds.ndim != 2 or preds.shape[1] < 2: return False
@@ -173,7 +173,7 @@ def _in_order(probs, columns):
     if columns is None: return probs
     return probs[:,columns]/probs[:,columns].sum(1, keepdim=True)
 
-# %% ../../nbs/evaluation/16_predictions.ipynb #2ad24714
+# %% ../../nbs/evaluation/16_predictions.ipynb #e8989180
 class Predicted(NamedTuple):
     "Predictions of several models for the same N items"
     probs:dict # name → probabilities, (N, C)
@@ -240,7 +240,7 @@ def predict(
     return Predicted(probs, None if targs is None else targs.flatten(), names[main], loaders)
 
 def labelled(
-    seen:Predicted
+    seen:Predicted # from `predict`
 )->tuple: # name → probabilities of the labelled items, (n, C), and their targets, (n,)
     "Only the items with a label; ValueError if there are none"
     if seen.targs is None or not (seen.targs >= 0).any(): _raise_unlabelled()

@@ -156,7 +156,8 @@ def history_of(
     learn, # `Learner`
 )->History: # None if it was not distilled
     "The history of the distillation callback in `learn`"
-    return next((c.source for c in learn.cbs if isinstance(c, DistillationColumns) and c.source.columns), None)
+    sources = (getattr(c, 'source', None) for c in learn.cbs)
+    return next((o for o in sources if getattr(o, 'columns', None) and hasattr(o, 'task_losses')), None)  # also after this module is reloaded
 
 if not hasattr(Recorder, 'plot_total_loss'): Recorder.plot_total_loss = Recorder.plot_loss
 

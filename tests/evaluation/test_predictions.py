@@ -10,6 +10,8 @@ from fastkd.training.callback import KnowledgeDistillation
 from helpers import cnn, image_dls, n_hooks, same_state, seeded, state, student
 from plot_layout import check_layout
 
+pytestmark = pytest.mark.filterwarnings('ignore:.*load_learner', 'ignore:The given NumPy array is not writable')
+
 @pytest.fixture(autouse=True)
 def closed():
     yield
