@@ -16,6 +16,7 @@ from fastai.basics import *
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from .masks import agreement
+from .predictions import item_loader, untouched
 from .scoring import as_metrics, is_prob, row_scorer, task_kind
 from .statistics import bootstrap, ece, mcnemar, nll
 from ..models.layers import did_you_mean, unwrap
@@ -231,12 +232,8 @@ class _Outputs(nn.Module):
         self.module = module
     def forward(self, *xb): return model_output(self.module(*xb))
 
-def _no_loss(*args): return torch.tensor(0.)
-
-_without_loss = contextmanager(partial(replacing_yield, attr='loss_func', val=_no_loss))  # it can fail for an item without a label
-
-def _check_dl(name, dl, learn):
-    "The data for a model: `dl`, or the validation set of `learn`"
+def _check_dl(name, dl, learn, own):
+    "The data for a model: the items of `dl` as `learn` reads them if it is its `own`, or the validation set of `learn`"
     if dl is None:
         loaders = getattr(learn and learn.dls, 'loaders', [])
         if len(loaders) < 2 or not len(loaders[1]):
@@ -247,14 +244,14 @@ def _check_dl(name, dl, learn):
         raise TypeError(f"`dl` is a {type(dl).__name__}, not a fastai `DataLoader`: "
                         "create it with `learn.dls.test_dl(items, with_labels=True)`")
     if not len(dl): raise ValueError("`dl` is empty: pass the items to evaluate")
-    return dl
+    return item_loader(learn, dl) if own and hasattr(dl.dataset, 'tls') else dl  # read with the learner's own transforms
 
 class _Entry:
     "A model of the comparison with its data"
     def __init__(self, name, o, dl, host):
         self.name,self.model = name,_net(o)
         source = o if isinstance(o, Learner) else host
-        self.dl = _check_dl(name, dl, source)
+        self.dl = _check_dl(name, dl, source, own=source is o)
         self.learn = o if source is o else _borrowed(self.model, self.dl, host)
         self.loss_func = source and source.loss_func
         self._look()
@@ -282,14 +279,14 @@ class _Entry:
     def result(self):
         "Predict all items"
         device,act = _device(self.model),getcallable(self.loss_func, 'activation')
-        with eval_mode(self.model), keep_rng(), _without_loss(self.learn):
+        with untouched(self.learn):
             preds,targs = self.learn.get_preds(dl=self.dl, act=act)
         if isinstance(self.learn.model, _Outputs): self.model.to(device)  # where it was
         return _Result(self.name, *[o.cpu().as_subclass(Tensor) for o in (preds,targs)], self.loss_func)
 
 def _borrowed(model, dl, host):
     "A learner for a plain module; it has a progress bar if `host` has one"
-    learn = Learner(DataLoaders(host.dls[0] if host else dl, dl), _Outputs(model), loss_func=_no_loss)
+    learn = Learner(DataLoaders(host.dls[0] if host else dl, dl), _Outputs(model), loss_func=noop)
     if host and not hasattr(host, 'progress') and hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
     return learn
 
@@ -451,7 +448,7 @@ def _place(model):
 
 def compare(
     models:dict, # names and models: a `Learner`, a module that returns logits, or a list of them (seeds of one architecture)
-    dl:DataLoader=None, # labelled items; None: the validation set of each learner, which must hold the same items
+    dl:DataLoader=None, # labelled items, which a learner reads with its own transforms; None: each learner's validation set, with the same items
     metrics=None, # metrics of fastai, scikit-learn or torchmetrics, or functions of (preds, targs); None: those of the reference
     reference:str=None, # name of the model that the others are compared with; None: the first one
     latency=(1,32), # batch sizes for which to measure the time of a forward pass; (): none

@@ -14,6 +14,7 @@ from fastai.basics import *
 from copy import copy
 from fastai.callback.core import GatherPredsCallback
 from ..data.decoded import decode_items, DecodedItems
+from .predictions import recorder_kept
 from ..models.reading import keep_rng
 
 # %% ../../nbs/evaluation/03_passes.ipynb #843532ef
@@ -63,7 +64,7 @@ def _checksum(model):
 @contextmanager
 def _validating(learn):
     "Fire the events that `Learner.tta` fires around its passes, but keep loggers and trackers silent, as in `get_preds`"
-    with learn.no_logging(), learn.no_mbar():
+    with learn.no_logging(), learn.no_mbar(), recorder_kept(learn):
         try:
             with learn.added_cbs(GatherPredsCallback()): learn([event.before_fit, event.before_epoch])
             yield

@@ -6,7 +6,6 @@
 __all__ = ['trial_part', 'comparison_part', 'training_part', 'tta_curve', 'tta_part', 'report']
 
 # %% ../../nbs/evaluation/08_report.ipynb #ad92720d
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from .blocks import Cell, Section, as_cells, as_text, fold, frame_table, p_text, panels, picture, pictures, spread, table, text
 from .facts import versions
 from .page import check_place, need_jinja, render, write_page
-from .plots import plot_losses, plot_pareto, plot_temperature
+from .plots import plot_losses, plot_pareto, plot_temperature, training_table
 from .recipe import configuration, script_section
 from .style import add_legend
 from .tta import TTAEvaluator
@@ -154,11 +153,8 @@ def comparison_part(
 # %% ../../nbs/evaluation/08_report.ipynb #99cda582
 def _recorded(learn):
     "The training table of the last fit; None if there is none"
-    r = getattr(learn, 'recorder', None)
-    if not getattr(r, 'values', None): return None
-    names = [o for o in r.metric_names if o not in ('epoch','time')]
-    rows = [list(o) for o in r.values if len(o) == len(names)]
-    return pd.DataFrame([dict(epoch=i, **dict(zip(names, o))) for i,o in enumerate(rows)]) if rows else None
+    df = training_table(learn)
+    return df.rename_axis('epoch').reset_index() if len(df) else None
 
 def _history(learn):
     "The history of the distillation; None if there is none"
@@ -183,7 +179,7 @@ def training_part(
     blocks = []
     if rec is not None or hist is not None: blocks.append(_loss_pictures(learn))
     else: blocks.append(text("There is no record of the training. Either the learner was not trained in this session, or something after "
-                             "the fit has cleared fastai's record, as validate, get_preds and a comparison do."))
+                             "the fit has cleared fastai's record, as validate and get_preds do."))
     if rec is not None: blocks.append(fold('Every epoch of the last fit', frame_table(rec, "Training table of the last fit")))
     terms = "Means over each epoch, each term times its weight"
     if hist is not None: blocks.append(fold('Distillation terms of all fits', frame_table(hist, terms)))
@@ -209,14 +205,7 @@ def tta_curve(
     if isinstance(tta, pd.DataFrame): return tta.sort_values('n_aug')
     done = len(tta.passes.aug) if tta.passes.plain is not None else 0
     ns = [0, *(2**i for i in range(done.bit_length()) if 2**i < done), done] if done else (0,5,10,20,30)
-    with _recorder_kept(tta.learn), eval_mode(tta.learn.model): return tta.curve(ns)
-
-@contextmanager
-def _recorder_kept(learn):
-    "Predictions clear fastai's record of the training; this gives it back"
-    kept = dict(vars(learn.recorder)) if hasattr(learn, 'recorder') else {}
-    try: yield
-    finally: vars(learn.recorder).update(kept) if kept else None
+    with eval_mode(tta.learn.model): return tta.curve(ns)
 
 def _draw_curve(df, columns, ylabel):
     def _draw(ax):

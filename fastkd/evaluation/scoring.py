@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['is_prob', 'task_kind', 'plain_function', 'is_sklearn', 'sklearn_needs', 'is_torchmetric', 'as_metrics', 'metric_name',
-           'row_scorer', 'metric_value']
+           'row_scorer', 'metric_value', 'lower_is_better']
 
 # %% ../../nbs/evaluation/01_scoring.ipynb #df2d1350
-import inspect
+import inspect, re
 from fastai.basics import *
 from copy import deepcopy
 from fastai.metrics import AccumMetric, ActivationType, LossMetric
@@ -274,3 +274,10 @@ def metric_value(
 )->float:
     "Value of `metric` on all items at once"
     return row_scorer(metric, preds, targs)()
+
+# %% ../../nbs/evaluation/01_scoring.ipynb #b59447f2
+def lower_is_better(
+    metric:str # name of a metric
+)->bool:
+    "Is a lower value of `metric` better? Yes for losses, errors and times"
+    return bool(re.search(r'loss|error|perplexity|brier|mse|msle|rmspe|seconds|(\b|_)(mae|nll|ece|time)(\b|_)', metric, re.I))

@@ -16,7 +16,7 @@ from torch import Tensor
 # %% ../../nbs/evaluation/05_statistics.ipynb #66a55811
 def _tensor(o):
     "`o` as a plain tensor on the CPU"
-    return o.detach().cpu().as_subclass(Tensor) if isinstance(o, Tensor) else torch.tensor(np.asarray(o))
+    return o.detach().cpu().as_subclass(Tensor) if isinstance(o, Tensor) else torch.tensor(np.array(o))  # a copy: an array can be read-only
 
 def _check_level(level):
     if 0 < level < 1: return

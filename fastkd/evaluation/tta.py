@@ -78,7 +78,7 @@ class TTAEvaluator(GetAttr):
 
     def curve(self,
         n_augs=(0,5,10,20,30), # numbers of augmented passes
-        metrics=None # fastai metrics or functions of (preds, targs), one or several; None: the learner's
+        metrics=None # metrics of fastai, scikit-learn or torchmetrics, or functions of (preds, targs), one or several; None: the learner's
     )->pd.DataFrame: # columns `n_aug`, one per metric, `time` in seconds
         "Scores and time for each number of augmented passes, from a single run of the largest"
         ns = [_check_n(o) for o in (n_augs if is_iter(n_augs) else [n_augs])]
@@ -127,7 +127,7 @@ def test_time_aug(
     learner:Learner, # its model is only read
     test_dataloader:DataLoader, # N items, with or without labels
     y_true, # true classes, (N,); None: the labels of `test_dataloader`
-    metric, # a fastai metric or a function of (preds, targs)
+    metric, # a metric of fastai, scikit-learn or torchmetrics, or a function of (preds, targs)
     n_augs=[10], # numbers of augmented passes
     beta:float=.1, # weight of the plain predictions, 0 to 1; the mean of the augmented ones gets `1-beta`
     mask=None, # booleans, (N,): the items that count; None: all

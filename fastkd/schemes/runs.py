@@ -9,7 +9,7 @@ __all__ = ['check_same_trial', 'FinishedRuns']
 import hashlib, math, re
 from pathlib import Path
 import pandas as pd
-from .outcome import lower_is_better
+from ..evaluation.scoring import lower_is_better
 from ..training.checkpoint import read_checkpoint, write_checkpoint
 
 # %% ../../nbs/schemes/06_runs.ipynb #dca7ddb8

@@ -10,9 +10,10 @@ import gc, html, math, pandas as pd, torch, warnings
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from fastprogress.fastprogress import progress_bar
+from ..evaluation.scoring import lower_is_better
 from ..models.layers import unwrap
 from ..models.reading import keep_rng
-from .outcome import lower_is_better, outcome_table, plot_outcome, verdict
+from .outcome import outcome_table, plot_outcome, verdict
 from .runner import prepare, Runner
 from .runs import FinishedRuns
 

@@ -28,12 +28,17 @@ def plain_data(
     if isinstance(o, Tensor): return o.detach().as_subclass(Tensor)
     if isinstance(o, np.generic): return o.item()
     if isinstance(o, np.ndarray): return o.tolist()
-    if isinstance(o, dict): return {k: plain_data(v, f'{where}[{k!r}]') for k,v in o.items()}
+    if isinstance(o, dict): return {_plain_scalar(k): plain_data(v, f'{where}[{k!r}]') for k,v in o.items()}
     if isinstance(o, tuple): return tuple(plain_data(v, where) for v in o)
     if isinstance(o, list) or type(o).__name__ == 'L': return [plain_data(v, where) for v in o]
-    if o is None or isinstance(o, (bool,int,float,str)): return o
+    if o is None or isinstance(o, (bool,int,float,str)): return _plain_scalar(o)
     raise TypeError(f"{where} has a {type(o).__name__}, which a checkpoint can't store: "
                     "let state_dict return only numbers, strings, tensors, and lists and dicts of them")
+
+def _plain_scalar(o):
+    "`o` without its subclass, which the file could not be read with, such as that of `torch.__version__`"
+    if isinstance(o, str): return str.__str__(o)
+    return next((t(o) for t in (bool,int,float) if isinstance(o, t)), o)
 
 # %% ../../nbs/training/12_checkpoint.ipynb #28fd3efc
 def random_states(

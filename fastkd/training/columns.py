@@ -54,6 +54,7 @@ class History:
         self.fits = 0 # fits that have begun
         self.means = EpochMeans() # of the present epoch
         self.row = None # of the epoch that has just ended, until it has been shown
+        self.recorded = [] # a dict per epoch: `fit`, `epoch`, and `names` and `values` of the training table
         self.task_losses = [] # smoothed, one per batch of the last fit
         self.smooth = SmoothLoss()
 
@@ -91,16 +92,25 @@ class History:
         row,self.row = self.row,None
         return None if row is None else {'train_task' if k=='task_loss' else f'train_{k}': v for k,v in row.items()}
 
+    def record(self,
+        names:list, # columns of the training table, without epoch and time
+        values:list # one for each
+    ):
+        "Keep what fastai's recorder has of the epoch that has just ended, since it forgets all fits but the last"
+        last = self.rows[-1] if self.rows else {}
+        self.recorded.append(dict(fit=last.get('fit'), epoch=last.get('epoch'), names=list(names), values=list(values)))
+
     @property
     def table(self)->pd.DataFrame:
         "A row per epoch"
         return pd.DataFrame(self.rows)
 
     def state_dict(self):
-        return dict(rows=self.rows, fits=self.fits, task_losses=[float(o) for o in self.task_losses],
+        return dict(rows=self.rows, recorded=self.recorded, fits=self.fits, task_losses=[float(o) for o in self.task_losses],
                     smooth=dict(count=self.smooth.count, val=float(self.smooth.val)))
     def load_state_dict(self, sd): # from `state_dict`
         self.rows = list(sd.get('rows', self.rows))
+        self.recorded = list(sd.get('recorded', self.recorded))
         self.fits = sd.get('fits', self.fits)
         if 'smooth' not in sd: return  # saved by fastkd 0.1
         self.task_losses = [torch.tensor(o) for o in sd['task_losses']]
@@ -135,9 +145,19 @@ class TableColumns(StaysHere):
 class DistillationColumns(TableColumns):
     "Keeps a `History` and shows it in the training table; gives batches without labels a stand-in"
     stands_in = False # has the batch a target only because of `stand_in`?
+    trained = False # has the present epoch trained, so that it has a row?
+    def before_epoch(self): self.trained = False
     def before_train(self): self.source.begin_epoch()
     def after_train(self):
-        if self.shown: self.source.end_epoch(self.epoch)
+        self.trained = bool(self.shown)
+        if self.trained: self.source.end_epoch(self.epoch)
+
+    def after_epoch(self):
+        "Keep the values of the recorder, which has just stored them"
+        rec = getattr(self.learn, 'recorder', None)
+        if not self.trained or not rec or not rec.values: return
+        names = rec.metric_names[1:len(rec.metric_names)-rec.add_time]  # without epoch and time
+        if len(names) == len(rec.values[-1]): self.source.record(names, rec.values[-1])
 
     def stand_in(self,
         pred:Tensor, # the student's predictions, (B, *)

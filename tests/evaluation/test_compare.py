@@ -410,6 +410,25 @@ def test_models_and_learners_are_only_read(dls, teacher, students):
     assert all(a is b if not isinstance(a, list) else a == b for a,b in zip(before, now))
     assert not Path('never').exists() and not (learn.path/'never').exists()
 
+def test_the_recorder_keeps_the_training(dls):
+    learn = student(dls)
+    learn.fit(2, 1e-2)
+    rec = learn.recorder
+    before = {k: list(getattr(rec, k)) for k in ('values','losses','iters','lrs','metric_names')}
+    quick({'l': learn, 'n': cnn(4)}, metrics=accuracy)
+    assert {k: list(getattr(rec, k)) for k in before} == before and len(before['values']) == 2
+
+def test_a_learner_reads_dl_with_its_own_transforms():
+    "The teacher gets its own images, 24 pixels wide and with another normalisation, also if `dl` is the student's"
+    plain,other = image_dls(n=150),image_dls(n=150, item_tfms=Resize(24), batch_tfms=Normalize.from_stats([.2]*3, [.1]*3, cuda=False))
+    large,small = quiet(trained_teacher(other, 8, 16, epochs=3)),student(plain)
+    for dl in plain.valid,other.valid,plain.test_dl(plain.valid_ds.items, with_labels=True):
+        df = quick({'large': large, 'small': small}, dl)
+        close(df.accuracy['large'], large.validate()[1], 1e-6)
+        close(df.accuracy['small'], small.validate()[1], 1e-6)
+    xb = plain.valid.one_batch()[0]
+    assert df.flops['small'] == flops(small.model, xb) and df.flops['large'] == flops(large.model, other.valid.one_batch()[0])
+
 def test_what_is_put_aside_comes_back_after_an_error(dls):
     class Broken(Callback):
         def after_pred(self): raise RuntimeError('broken')

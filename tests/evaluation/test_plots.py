@@ -4,7 +4,8 @@ import os, subprocess, sys
 import matplotlib, matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest
 from fastai.vision.all import *
 from fastkd.evaluation.compare import compare
-from fastkd.evaluation.plots import lower_is_better, plot_losses, plot_pareto, plot_temperature
+from fastkd.evaluation.plots import plot_losses, plot_pareto, plot_temperature
+from fastkd.evaluation.scoring import lower_is_better
 from fastkd.evaluation.style import add_legend, canvas, is_dark, palette, style
 from fastkd.losses.features import Attention
 from fastkd.losses.soft_targets import Logits, SoftTarget
@@ -116,21 +117,44 @@ def test_plain_losses_are_those_of_the_recorder(dls):
 def test_distilled_losses_of_two_fits_compare_like_with_like(dls, teacher):
     learn = distilled(dls, teacher)
     learn.fit(2, 1e-2)
+    first = {k: recorded(learn, k) for k in ('valid_loss','accuracy')}
     learn.fit(3, 1e-2)
     hist = learn.knowledge_distillation.history
     task,kd,mets = plot_losses(learn)
     assert [o.get_title() for o in (task,kd,mets)] == ['Task loss','Distillation loss, training','accuracy']
     got = ydata(task)
     np.testing.assert_allclose(got['training (mean of the epoch)'], hist.task_loss)
-    np.testing.assert_allclose(got['validation (last fit)'], [np.nan]*2 + recorded(learn, 'valid_loss'))
+    np.testing.assert_allclose(got['validation'], first['valid_loss'] + recorded(learn, 'valid_loss'))
     got = ydata(kd)
     assert list(got) == ['soft_target × its weight','attention × its weight','sum of the terms','total, with the task loss']
     for k,col in zip(got, ['soft_target','attention','kd_loss','total_loss']): np.testing.assert_allclose(got[k], hist[col])
-    np.testing.assert_allclose(ydata(mets)['accuracy'], [np.nan]*2 + recorded(learn, 'accuracy'))
+    np.testing.assert_allclose(ydata(mets)['accuracy'], first['accuracy'] + recorded(learn, 'accuracy'))
     for ax in (task,kd,mets):
         dotted, = [o for o in ax.lines if o.get_linestyle() == ':']
         assert list(dotted.get_xdata()) == [2.5,2.5] and ax.get_xlabel() == 'epoch (dotted: a new fit)' and ax.get_xlim() == (.5,5.5)
     check_layout(task.figure)
+
+@pytest.mark.parametrize('then', [lambda o: o.validate(), lambda o: o.get_preds(), lambda o: o.tta(n=1), lambda o: o.lr_find(num_it=20, show_plot=False)])
+def test_a_distilled_learner_keeps_its_curves_whatever_clears_the_recorder(dls, teacher, then):
+    learn = distilled(dls, teacher)
+    learn.metrics = [accuracy, F1Score(average='macro'), F1Score(average='micro')]
+    learn.fit(2, 1e-2)
+    before = [{k: v.tolist() for k,v in ydata(o).items()} for o in plot_losses(learn)]
+    assert list(before[2]) == ['accuracy','f1_score','f1_score#2'] and 'validation' in before[0]
+    then(learn)
+    assert [{k: v.tolist() for k,v in ydata(o).items()} for o in plot_losses(learn)] == before
+
+def test_fits_recorded_by_an_older_version_have_only_the_last_validation_loss(dls, teacher):
+    learn = distilled(dls, teacher)
+    for n in 2,1: learn.fit(n, 1e-2)
+    learn.knowledge_distillation.records.recorded = []
+    got = ydata(plot_losses(learn)[0])
+    np.testing.assert_allclose(got['validation (last fit)'], [np.nan]*2 + recorded(learn, 'valid_loss'))
+
+def test_a_single_epoch_has_a_tick_of_its_own(dls):
+    learn = student(dls)
+    learn.fit(1, 1e-2)
+    for ax in plot_losses(learn): assert [o for o in ax.get_xticks() if .5 <= o <= 1.5] == [1]
 
 def test_a_single_term_is_not_drawn_twice_and_a_learnt_temperature_is_no_term(dls, teacher):
     learn = distilled(dls, teacher, loss=SoftTarget(T=LearnableT()))
@@ -152,13 +176,7 @@ def test_a_callback_that_was_only_in_the_fit_leaves_its_columns(dls, teacher):
     np.testing.assert_allclose(ydata(axs[0])['training (mean of the epoch)'], recorded(learn, 'train_task'))
     np.testing.assert_allclose(ydata(axs[1])['soft_target × its weight'], recorded(learn, 'train_soft_target'))
 
-def test_after_predictions_a_distilled_learner_has_its_training_losses_and_a_plain_one_says_why_not(dls, teacher):
-    learn = distilled(dls, teacher)
-    learn.fit(2, 1e-2)
-    learn.get_preds()
-    axs = plot_losses(learn)
-    assert [o.get_title() for o in axs] == ['Task loss, training only','Distillation loss, training']
-    np.testing.assert_allclose(ydata(axs[0])['training (mean of the epoch)'], learn.knowledge_distillation.history.task_loss)
+def test_a_plain_learner_says_why_there_is_nothing_to_draw_after_validate(dls):
     plain = student(dls)
     plain.fit(1, 1e-2)
     plain.validate()

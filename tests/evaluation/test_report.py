@@ -205,11 +205,15 @@ def test_no_path_of_the_disk_is_told(made, tmp_path):
 # Honest words
 def test_a_learner_alone_shows_nothing_about_distillation(made, tmp_path):
     learn = deepcopy(made.student)
-    with learn.no_bar(), learn.no_logging(): learn.fit(1)  # a comparison in another test may have cleared its recorder
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
     html = report(tmp_path/'a.html', learn=learn).read_text()
     assert 'single run without a baseline' in html
     assert f"accuracy {learn.recorder.values[-1][2]:.4f}" in html
-    html = report(tmp_path/'b.html', learn=made.teacher).read_text()
+    with learn.no_bar(): learn.validate()
+    assert f"accuracy {learn.knowledge_distillation.records.recorded[-1]['values'][2]:.4f}" in report(tmp_path/'v.html', learn=learn).read_text()
+    plain = deepcopy(made.teacher)
+    with plain.no_bar(): plain.validate()
+    html = report(tmp_path/'b.html', learn=plain).read_text()
     assert 'single run, so there is no interval' in html and 'There is no record of the training' in html
 
 def test_intervals_of_a_comparison_are_over_items(made, tmp_path):

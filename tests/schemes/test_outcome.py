@@ -2,7 +2,8 @@
 import math
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest
-from fastkd.schemes.outcome import lower_is_better, outcome_table, paired, plot_outcome, unit_of, verdict
+from fastkd.evaluation.scoring import lower_is_better
+from fastkd.schemes.outcome import outcome_table, paired, plot_outcome, unit_of, verdict
 
 def runs(metric='accuracy', **values):
     "A row per method and seed; `values` are lists, one number per seed"
