@@ -6,7 +6,8 @@ from fastkd.evaluation.masks import agreement, class_mask
 from fastkd.evaluation.plots import plot_losses, plot_pareto, plot_temperature
 from fastkd.evaluation.prediction_plots import plot_calibration, plot_confusion_change
 from fastkd.evaluation.report import report
-from fastkd.evaluation.statistics import ece, nll
+from fastkd.evaluation.statistics import ece, nll, paired_interval
+from fastkd.evaluation.style import style
 from fastkd.evaluation.tta import TTAEvaluator, test_time_aug
 from fastkd.losses.activations import OFD, ActivationBoundaries, activation_boundaries, ofd
 from fastkd.losses.batch import DIST, MultiLevel, dist, multi_level
@@ -30,17 +31,18 @@ from fastkd.schemes.mutual import MutualLearning
 from fastkd.schemes.trial import trial
 from fastkd.teachers.teacher import Teacher
 from fastkd.training.callback import KnowledgeDistillation
+from fastkd.training.head import FasterHead
 from fastkd.training.resume import Resume
 from fastkd.training.schedules import LearnableT, warm_up
 
 __all__ = [
     'ActivationBoundaries', 'Attention', 'BinarySoftTarget', 'CRD', 'ChannelWise', 'CorrelationCongruence', 'DIST', 'DecoupledKD',
-    'FSP', 'FactorTransfer', 'FitNet', 'Huber', 'KnowledgeDistillation', 'LearnableT', 'Logits', 'MeanTeacher', 'MultiLevel',
-    'MutualLearning', 'NST', 'NormalizedKD', 'OFD', 'PKT', 'RKD', 'Resume', 'ReviewKD', 'Similarity', 'SoftTarget',
+    'FSP', 'FactorTransfer', 'FasterHead', 'FitNet', 'Huber', 'KnowledgeDistillation', 'LearnableT', 'Logits', 'MeanTeacher',
+    'MultiLevel', 'MutualLearning', 'NST', 'NormalizedKD', 'OFD', 'PKT', 'RKD', 'Resume', 'ReviewKD', 'Similarity', 'SoftTarget',
     'TTAEvaluator', 'Teacher', 'TeacherBounded', 'TeacherFree', 'VID', 'WeightedSoftLabel', 'activation_boundaries', 'agreement',
     'attention', 'binary_soft_target', 'body_head', 'born_again', 'channel_wise', 'class_mask', 'compare',
     'correlation_congruence', 'crd', 'decoupled_kd', 'digits_dls', 'dist', 'distill_chain', 'ece', 'factor_transfer', 'fitnet',
-    'fsp', 'huber', 'layer_names', 'logits', 'multi_level', 'nll', 'normalized_kd', 'nst', 'ofd', 'pair_layers', 'pkt',
-    'plot_attention', 'plot_calibration', 'plot_confusion_change', 'plot_disagreements', 'plot_losses', 'plot_pareto',
-    'plot_soft_targets', 'plot_temperature', 'report', 'review_kd', 'rkd', 'similarity', 'soft_target', 'split_at',
-    'teacher_bounded', 'teacher_free', 'test_time_aug', 'trial', 'vid', 'warm_up', 'weighted_soft_label']
+    'fsp', 'huber', 'layer_names', 'logits', 'multi_level', 'nll', 'normalized_kd', 'nst', 'ofd', 'pair_layers',
+    'paired_interval', 'pkt', 'plot_attention', 'plot_calibration', 'plot_confusion_change', 'plot_disagreements', 'plot_losses',
+    'plot_pareto', 'plot_soft_targets', 'plot_temperature', 'report', 'review_kd', 'rkd', 'similarity', 'soft_target', 'split_at',
+    'style', 'teacher_bounded', 'teacher_free', 'test_time_aug', 'trial', 'vid', 'warm_up', 'weighted_soft_label']

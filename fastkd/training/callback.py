@@ -15,6 +15,7 @@ from .checks import bind_to_learner, check_finite, check_labelled, check_losses,
 from .columns import DistillationColumns, History
 from .describe import summary_lines
 from .features import item_numbers
+from .head import HeadSteps
 from .labels import active_mix, batch_labels, task_loss
 from .objective import Objective, taught, total_loss
 from .trained import SavesAdapters, Trained
@@ -39,10 +40,12 @@ class KnowledgeDistillation(SavesAdapters):
         hard_weight:float=None, # share of the task loss, or a schedule; None: 1-weight
         from_learner=None, # not needed: the kind of teacher is recognised by itself
         teacher_weights:list=None, # weights of an ensemble's teachers; None: equal
+        head_lr='auto', # factor of the learning rate of the student's last layer; 1: none; 'auto': 1 to 16 (see `FasterHead`)
     ):
         self.objective = Objective(loss, weight, hard_weight)
         check_losses(self.objective.losses, teacher)
         self.teachers = Teachers(teacher, teacher_weights)
+        self.head = HeadSteps(head_lr)
         self.trained,self.records = Trained(),History()
         self.columns = DistillationColumns(self.records)
         self.labels = None # `Labels` of the present batch
@@ -79,6 +82,7 @@ class KnowledgeDistillation(SavesAdapters):
         self.fresh = False
         self.bind(self.learn)
         self.trained.prepare(self.learn, self.objective, self.teachers)
+        self.head.find(self.learn)
         mock = hasattr(self.learn, 'lr_finder')
         if mock: self.trained.keep()
         self.records.begin_fit(self.epoch, mock)
@@ -125,21 +129,25 @@ class KnowledgeDistillation(SavesAdapters):
 
     def before_step(self):
         "If the loss is not finite, the teacher may be the cause"
+        if not self.off and self.objective.weights(self.pct_train)[0]: self.head.before()
         if not (self.off or self.learn.loss.isfinite()): check_finite(self.teachers, self.teacher_preds or [], self.iter)
 
     def after_step(self):
-        "Train the adapters, before the loss scale is updated"
+        "Make the head's step larger, and train the adapters, before the loss scale is updated"
+        self.head.after()
         self.trained.step(self.opt.hypers[-1]['lr'], getattr(self.learn, 'scaler', None))
 
     def after_cancel_step(self):
         "If the student's step is skipped, as on overflow in float16, so is the adapters'"
         self.trained.clear()
+        self.head.old = ()
 
     def after_cancel_batch(self): self.trained.disarm()
     def after_fit(self): self._tidy()
     def _tidy(self):
         "Leave nothing on the models, and undo what a mock training did to the adapters"
         self.trained.tidy()
+        self.head.forget()
         self.labels = self.teacher_preds = None
         self.fresh = True
 
@@ -155,6 +163,8 @@ class KnowledgeDistillation(SavesAdapters):
         self.bind(self.learn)
         self.trained.prepare(self.learn, self.objective, self.teachers)
         seen = look(self.learn, self.teachers, self.objective, self.trained)
-        return PrettyString('\n'.join(summary_lines(self.learn, self.teachers, self.objective, self.trained.features, seen)))
+        if not self.off: self.head.find(self.learn)
+        lines = summary_lines(self.learn, self.teachers, self.objective, self.trained.features, seen, str(self.head))
+        return PrettyString('\n'.join(lines))
 
 _one_is_enough = "give one the list of teachers or of losses, or take the other out with learn.remove_cb(KnowledgeDistillation)"

@@ -28,12 +28,14 @@ def summary_lines(
     objective, # `Objective`
     features=None, # `FeaturePairs`
     seen:dict=None, # from `look`; None: there is no validation batch
+    head:str='', # what is special about the student's last layer
 ):
     "The lines of `summary()`"
     yield f"Student: {type(unwrap(learn.model)).__name__}, {_n_params(learn.model)}"
     yield from _teacher_lines(teachers)
     yield f"Task: {objective.task}"
     yield f"Loss: {formula(objective)}"
+    if head: yield f"Learning rate: {head}"
     if seen is None: yield "There is no validation batch to try the terms on"
     else: yield from _batch_lines(teachers, objective, features, **seen)
 

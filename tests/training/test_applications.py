@@ -41,7 +41,7 @@ class ByHand(Callback):
 
 def distil(learn, teacher, formula, default, task, loss=None, epochs=3, lr=1e-2, eps=1e-4):
     "Distil with weight 1, so that the loss is the term, and compare each batch with `formula(learn)`"
-    kd = KnowledgeDistillation(teacher, loss, weight=1.)
+    kd = KnowledgeDistillation(teacher, loss, weight=1., head_lr=1)  # few steps with a large, constant learning rate
     quiet(learn).add_cb(kd)
     assert type(kd.terms[0]) is default
     text = kd.summary()

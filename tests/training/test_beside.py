@@ -236,7 +236,7 @@ class States(Callback):
 def test_save_model_brings_back_the_epoch_with_the_best_column(dls, teacher, tmp_path, monitor, comp):
     learn,kd = distilled(dls, teacher, SaveModelCallback(monitor=monitor, comp=comp, with_opt=True), States(), path=tmp_path)
     learn.fit(3, 1e-2)
-    values = kd.history[monitor].tolist() if monitor in kd.history else L(learn.recorder.values).itemgot(1)
+    values = L(learn.recorder.values).itemgot(1) if monitor == 'valid_loss' else kd.history[monitor.removeprefix('train_')].tolist()
     best = int((np.argmin if comp is np.less else np.argmax)(values))
     eq([same_state(o, state(learn.model)) for o in learn.states.seen], [i==best for i in range(3)])
 
