@@ -21,6 +21,7 @@ from fastkd.evaluation.statistics import ece, paired_interval
 from fastkd.schemes.methods import LabelSmoothing
 from fastkd.schemes.trial import trial
 from fastkd.training.head import FasterHead
+from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torchvision.datasets import FashionMNIST, MNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
@@ -64,12 +65,22 @@ def words(folder):
         ys += [k]*len(found)
     return split(torch.tensor(xs), torch.tensor(ys))
 
+def pairs(folder):
+    "The fours and nines of MNIST as two classes"
+    return [(x[o], (y[o] == 9).long()) for x,y in images(MNIST, folder) for o in [(y == 4) | (y == 9)]]
+
+def digits(folder):
+    "The 1797 digits of scikit-learn, enlarged to 16 pixels"
+    x,y = load_digits(return_X_y=True)
+    x = torch.tensor(x).float().reshape(-1, 1, 8, 8)/8 - 1
+    return split(F.interpolate(x, scale_factor=2), torch.tensor(y))
+
 def split(x, y):
     "A fifth of the items is the test set"
     a,b = train_test_split(np.arange(len(y)), test_size=.2, random_state=0, stratify=y)
     return [(x[a],y[a]), (x[b],y[b])]
 
-sources = dict(mnist=partial(images, MNIST), fashion=partial(images, FashionMNIST), diamonds=diamonds, words=words)
+sources = dict(digits=digits, pairs=pairs, mnist=partial(images, MNIST), fashion=partial(images, FashionMNIST), diamonds=diamonds, words=words)
 
 # Models
 def convnet(*widths):
@@ -91,6 +102,12 @@ class Recurrent(nn.Module):
 
 small,large = partial(convnet, 8, 16, 32),partial(convnet, 32, 64, 128)
 
+def two(*widths):
+    "A `convnet` for two classes"
+    net = convnet(*widths)
+    net[-1] = nn.Linear(widths[-1], 2)
+    return net
+
 class Setting(NamedTuple):
     "One situation: data, student, teacher and training"
     source:str # of the data
@@ -105,6 +122,8 @@ class Setting(NamedTuple):
 
 few,more = partial(Setting, 'mnist', 3000, small, large),partial(Setting, 'fashion', 3000, small, large)
 settings = {
+    'digits 1437': Setting('digits', 1437, small, large, True, 10, 2e-2),
+    'digits 1437, augmented': Setting('digits', 1437, small, large, True, 10, 2e-2, True),
     'mnist 3000': few(True, 10),
     'mnist 3000, strong teacher': few(False, 10, teacher_epochs=3),
     'mnist 3000, augmented': few(True, 10, aug=True),
@@ -115,6 +134,7 @@ settings = {
     'mnist 3000, lr .03, augmented': few(True, 10, lr=3e-2, aug=True),
     'mnist 3000, larger student': Setting('mnist', 3000, partial(convnet, 16, 32, 64), large, False, 10, teacher_epochs=3),
     'mnist 1000, augmented': Setting('mnist', 1000, small, large, True, 20, aug=True, teacher_epochs=40),
+    'two classes, 1000, augmented': Setting('pairs', 1000, partial(two, 8, 16, 32), partial(two, 32, 64, 128), True, 20, aug=True, teacher_epochs=40),
     'mnist 60000': Setting('mnist', 60000, small, large, True, 2, teacher_epochs=3),
     'fashion 3000': more(True, 10),
     'fashion 3000, augmented, strong teacher': more(False, 10, aug=True, teacher_epochs=3),
@@ -150,7 +170,7 @@ class Study:
     def __init__(self, args): self.args,self.data = args,{}
 
     def items(self, st):
-        if st.source not in self.data: self.data[st.source] = sources[st.source](getattr(self.args, st.source))
+        if st.source not in self.data: self.data[st.source] = sources[st.source](getattr(self.args, 'mnist' if st.source == 'pairs' else st.source))
         return self.data[st.source]
 
     def learner(self, st, net, n, cbs=None):
@@ -205,9 +225,12 @@ methods = {
     'SoftTarget, logits ×4': distil(partial(ScaledLogits, 4), loss=SoftTarget(), head_lr=1),
     'SoftTarget, logits ×8, weight=.9': distil(partial(ScaledLogits, 8), loss=SoftTarget(), head_lr=1, weight=.9),
     new: distil(),
-    'default, label smoothing .1': distil(LabelSmoothing), 'default, label smoothing .1, weight=.9': distil(LabelSmoothing, weight=.9),
+    **{f'calibrated, T={T}': distil(loss=SoftTarget(T=T, calibrated=True)) for T in (1,2,8)},
+    **{f'calibrated, weight={str(w)[1:]}': distil(loss=SoftTarget(calibrated=True), weight=w) for w in (.3,.7,.9)},
+    'calibrated, label smoothing .1': distil(LabelSmoothing),
     **{f'SoftTarget(T={T}), weight={w}': distil(loss=SoftTarget(T=T), weight=w) for T in (1,2,4,8) for w in (.5,.9)},
     'SoftTarget(T=4), weight=1': distil(loss=SoftTarget(), weight=1.), 'SoftTarget(T=4), weight=.7': distil(loss=SoftTarget(), weight=.7),
+    **{f'SoftTarget(T={T}), weight={w}': distil(loss=SoftTarget(T=T), weight=w) for T in (1,2,4) for w in (.1,.2,.3)},
     'SoftTarget(T=4), head_lr=4': distil(loss=SoftTarget(), head_lr=4), 'SoftTarget(T=4), head_lr=64': distil(loss=SoftTarget(), head_lr=64),
     'DIST': distil(loss=DIST()), 'DecoupledKD': distil(loss=DecoupledKD()),
     'standardize, T=2, weight 9': distil(loss=SoftTarget(T=2, standardize=True, weight=9), weight=1, hard_weight=1),

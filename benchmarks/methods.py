@@ -38,7 +38,7 @@ def by_teacher(f, weight=1.):
 
 def distil(*losses, teacher=True, **kwargs):
     "A function that creates the callback for a teacher"
-    return lambda t: KnowledgeDistillation(t if teacher else None, [o() for o in losses], **kwargs)
+    return lambda t: KnowledgeDistillation(t if teacher else None, [o() for o in losses], head_lr=1, **kwargs)  # rates as for the student alone
 
 def named(*losses, **kwargs): return {'+'.join(o.__name__ for o in losses): distil(*losses, **kwargs)}
 

@@ -40,8 +40,13 @@ class SoftTarget(DistillationLoss):
     def __init__(self,
         T:float=4., # temperature, > 0, or a schedule
         standardize:bool=False, # standardise the logits first (2403.01427)?
-        weight:float=1. # factor of this term, or a schedule
-    ): super().__init__(soft_target, weight, T=T, standardize=standardize)
+        weight:float=1., # factor of this term, or a schedule
+        calibrated:bool=False # divide the teacher's logits by the temperature that fits the validation labels first (1706.04599)?
+    ):
+        super().__init__(soft_target, weight, T=T, standardize=standardize)
+        self.calibrated = calibrated
+
+    def __repr__(self): return super().__repr__()[:-1] + (', calibrated=True)' if self.calibrated else ')')
 
 # %% ../../nbs/losses/01_soft_targets.ipynb #faeeeac5
 @full_precision

@@ -8,6 +8,7 @@ __all__ = ['Unit', 'unit_of', 'paired', 'value_columns', 'outcome_table', 'Compa
 # %% ../../nbs/schemes/05_outcome.ipynb #0d8aef29
 import math, textwrap
 from typing import NamedTuple
+from fastcore.basics import listify
 import matplotlib as mpl, numpy as np, pandas as pd
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from ..evaluation.scoring import lower_is_better
@@ -151,7 +152,7 @@ def _diverged(runs):
 def verdict(
     runs:pd.DataFrame, # a row per run
     metric:str, # the column to judge by
-    control:str=None, # the method with label smoothing; None: there is none
+    control=None, # the control besides the first method, such as label smoothing, or a list of them; None: there is none
     distilled:list=(), # the methods to compare with it, too
     note:str='', # a clause to add
 )->str: # a sentence
@@ -166,7 +167,8 @@ def verdict(
     else:
         found = [compare(names[0], o) for o in names[1:]]
         parts = [c.words for c in _in_order(found)] if len(found) <= _many else _counted(found)
-        if control and control != names[0]: parts += _against(compare, control, [o for o in distilled if o != names[0]])
+        others = [o for o in distilled if o != names[0]]
+        parts += [o for c in listify(control) if c != names[0] for o in _against(compare, c, others)]
         rest = [f"paired over {n} seeds", *rest]
     return '; '.join([*parts, *rest]) + '.'
 

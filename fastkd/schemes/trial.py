@@ -40,7 +40,7 @@ class Trial:
     def verdict(self)->str:
         "Who is ahead of whom by how much, or that there is no clear difference, in a sentence"
         there = {k: v for k,v in self.methods.items() if k in set(self.runs.method)}
-        control = next((k for k,v in there.items() if isinstance(v, str) or k == 'label smoothing'), None)
+        control = [k for k,v in there.items() if isinstance(v, str) or k == 'label smoothing']
         return verdict(self.runs, self.metric, control, [k for k,v in there.items() if isinstance(v, dict)], self.note)
 
     def __repr__(self): return self.verdict
@@ -107,7 +107,7 @@ def _train_all(runner, finished, note, has_bar):
 def trial(
     make, # function that returns a fresh student `Learner`
     teacher, # a trained `Learner`, nn.Module, `Teacher`, or a list of them; None: if no method needs one
-    methods:dict=None, # name → arguments of `KnowledgeDistillation`, None, 'smooth' or a function; None: alone, with smoothing, distilled
+    methods:dict=None, # name → arguments of `KnowledgeDistillation`, None, 'smooth', 'faster head' or a function; None: alone, with smoothing, distilled
     seeds=5, # number of seeds, or a list of them
     n_epoch:int=10, # epochs per run
     lr_max:float=None, # as in `fit_one_cycle`; None: the learner's `lr`

@@ -142,6 +142,7 @@ class Teachers:
     ):
         self.items = [o if isinstance(o, Teacher) else Teacher(o) for o in _as_list(teacher)]
         self.weights = _as_weights(weights, len(self.items)) if self.items else []
+        self.temperature = 1. # calibrates the predictions of all together, for losses that ask for it
 
     def __len__(self): return len(self.items)
     def __iter__(self): return iter(self.items)

@@ -11,6 +11,7 @@ from fastcore.basics import PrettyString
 from ..models.reading import model_output
 from ..teachers.teacher import Teachers
 from .attached import check_only_one
+from .calibrate import calibrated_temperature
 from .checks import bind_to_learner, check_finite, check_labelled, check_losses, check_preds, look, warn_of_teacher
 from .columns import DistillationColumns, History
 from .describe import summary_lines
@@ -90,7 +91,14 @@ class KnowledgeDistillation(SavesAdapters):
 
     def _look(self):
         self.looked_at = self.dls
+        self._calibrate()
         warn_of_teacher(look(self.learn, self.teachers, self.objective))
+
+    def _calibrate(self):
+        "Fit the teachers' temperature if a loss asks for it; returns the number of labels that it comes from"
+        if not self.objective.calibrated: return 0
+        self.teachers.temperature,n = calibrated_temperature(self.learn, self.teachers, self.objective.task)
+        return n
 
     # A batch
     def before_batch(self):
@@ -162,9 +170,10 @@ class KnowledgeDistillation(SavesAdapters):
         self.need_learner('summary')
         self.bind(self.learn)
         self.trained.prepare(self.learn, self.objective, self.teachers)
+        n = self._calibrate()
         seen = look(self.learn, self.teachers, self.objective, self.trained)
         if not self.off: self.head.find(self.learn)
-        lines = summary_lines(self.learn, self.teachers, self.objective, self.trained.features, seen, str(self.head))
+        lines = summary_lines(self.learn, self.teachers, self.objective, self.trained.features, seen, str(self.head), n)
         return PrettyString('\n'.join(lines))
 
 _one_is_enough = "give one the list of teachers or of losses, or take the other out with learn.remove_cb(KnowledgeDistillation)"

@@ -29,10 +29,12 @@ def summary_lines(
     features=None, # `FeaturePairs`
     seen:dict=None, # from `look`; None: there is no validation batch
     head:str='', # what is special about the student's last layer
+    n_labels:int=0, # number of labels on which the teachers were calibrated
 ):
     "The lines of `summary()`"
     yield f"Student: {type(unwrap(learn.model)).__name__}, {_n_params(learn.model)}"
     yield from _teacher_lines(teachers)
+    if objective.calibrated: yield _calibration(teachers, n_labels)
     yield f"Task: {objective.task}"
     yield f"Loss: {formula(objective)}"
     if head: yield f"Learning rate: {head}"
@@ -44,6 +46,10 @@ def _teacher_lines(teachers):
         yield f"Teacher: {o.name}, {_n_params(o.model)}" + (f", weight {w:.3g}" if len(teachers)>1 else '')
         yield from (f"  {n}" for n in o.notes or ["inputs and classes: as the student's"])
     if not len(teachers): yield "Teacher: none"
+
+def _calibration(teachers, n):
+    if not n: return "Calibration: none, since there are no validation labels"
+    return f"Calibration: logits divided by {teachers.temperature:.3g}, which fits {n} validation labels best; SoftTarget() leaves them as they are"
 
 def _batch_lines(teachers, objective, features, n, task_loss, terms, scores, warnings):
     yield f"On one validation batch of {n}, before training: " + ("no labels" if task_loss is None else f"task loss {task_loss.item():.4g}")

@@ -47,6 +47,7 @@ def pred_term(
     columns:list=None, # student classes that are distilled; None: all
     axis:int=1, # class axis
     pos:float=0., # training progress, 0 to 1
+    temperature:float=1., # calibrates the teachers
     **given # `mask`, `y`, `y1`, `lam`, for the loss
 )->Tensor: # scalar
     "One loss on predictions; the teachers' probabilities are averaged at its temperature"
@@ -56,6 +57,7 @@ def pred_term(
         given.update({k: _only(given[k], columns, pred.shape[axis]) for k in ('y','y1') if k in given})
         pred = pred.index_select(axis, torch.tensor(columns, device=pred.device))
     target = merge_logits(preds, weights, T, loss.act, axis) if preds else None
+    if temperature != 1: target = target/temperature
     return loss(pred, target, pos=pos, axis=axis, **given)
 
 # %% ../../nbs/training/01_objective.ipynb #69e5562e
@@ -102,6 +104,9 @@ class Objective:
     def columns(self): return [] if self.off else ['train_task', *(f'train_{n}' for n in self.names)]
 
     @property
+    def calibrated(self): return any(getattr(l, 'calibrated', False) for l in self.terms)
+
+    @property
     def on_features(self): return [l for l in self.terms if isinstance(l, FeatureLoss)]
 
     @property
@@ -132,7 +137,8 @@ class Objective:
     )->Tensor: # scalar
         "One term, without its weight"
         given = labels.given(pred) if labels else {}
-        return pred_term(loss, pred, preds, teachers.weights, teachers.columns, self.task.axis, pos, **given)
+        tau = teachers.temperature if preds and getattr(loss, 'calibrated', False) else 1.
+        return pred_term(loss, pred, preds, teachers.weights, teachers.columns, self.task.axis, pos, tau, **given)
 
     def __call__(self, pred, preds, teachers, labels=None, pos=0., # as in `term`
         features=(), # values of the terms on features, in their order

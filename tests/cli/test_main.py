@@ -19,7 +19,7 @@ def test_demo_exits_with_0_and_warns_of_nothing(ran):
 
 def test_demo_writes_its_files(ran):
     out,_ = ran
-    assert {o.name for o in out.iterdir()} == {'table.csv','runs.csv','loss_curves.png','tta_curve.png','tta_curve.csv','student.pkl'}
+    assert {o.name for o in out.iterdir()} == {'table.csv','runs.csv','all_labels.csv','loss_curves.png','tta_curve.png','tta_curve.csv','student.pkl'}
     assert all((out/o).read_bytes().startswith(b'\x89PNG') for o in ('loss_curves.png','tta_curve.png'))
 
 def test_table_is_the_mean_of_the_runs(ran):
@@ -37,6 +37,14 @@ def test_output_has_table_difference_and_setting(ran):
     words = 'student alone', '94,186', 'Distilled minus alone:', 'Distilled minus label smoothing:', 'too few seeds'
     words += 'had all their labels', f"wrote {out/'student.pkl'}"
     for o in words: assert o in res.stdout
+
+def test_the_second_setting_has_all_labels_and_three_controls(ran):
+    out,res = ran
+    runs = pd.read_csv(out/'all_labels.csv')
+    assert list(runs.method.unique()) == ['student alone','label smoothing','faster head','distilled'] and runs.seed.tolist() == [3]*4+[4]*4
+    text = res.stdout[res.stdout.index('With all labels:'):]
+    for m,o in runs.groupby('method'): assert f'{o.accuracy.mean():.3f}' in text and m in text
+    assert 'paired over 2 seeds' in text
 
 def test_progress_is_shown(ran):
     for o in 'Epoch 1/1', '[40/40', '[6/6', 'label smoothing, seed 4, epoch 1 of 1': assert o in ran[1].stdout

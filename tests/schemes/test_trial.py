@@ -477,3 +477,12 @@ def test_the_teacher_can_be_chosen_per_method(teacher):
     res = run(teacher, {'a':{}, 'b':dict(teacher=other), 'c':dict(teacher=teacher)}, 1)
     assert of(res, 'a') == of(res, 'c') != of(res, 'b')
     assert res.config['methods']['b'] != res.config['methods']['c']
+
+# The faster head
+def test_the_faster_head_is_a_control_of_its_own(teacher):
+    from fastkd.training.head import FasterHead
+    methods = {'alone':None, 'faster':'faster head', 'by hand':lambda: make(cbs=FasterHead()), 'distilled':{}}
+    res = run(teacher, methods, [0,1])
+    assert of(res, 'faster') == of(res, 'by hand') != of(res, 'alone')
+    assert res.config['methods']['faster'] == 'the student alone, FasterHead()'
+    assert 'faster' in repr(res).split(';', 3)[-1]

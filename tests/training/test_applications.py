@@ -9,6 +9,7 @@ from fastkd.losses.features import Attention, FitNet
 from fastkd.losses.soft_targets import BinarySoftTarget, Logits, SoftTarget
 from fastkd.training.callback import KnowledgeDistillation
 from fastkd.training.checks import valid_batch
+from fastkd.training.task import task_of
 from helpers import *
 from fastcore.test import test_close as close, test_eq as eq # after the star imports, which bring another eq
 
@@ -41,9 +42,11 @@ class ByHand(Callback):
 
 def distil(learn, teacher, formula, default, task, loss=None, epochs=3, lr=1e-2, eps=1e-4):
     "Distil with weight 1, so that the loss is the term, and compare each batch with `formula(learn)`"
+    assert loss is not None or type(task_of(learn.loss_func).default_loss) is default
+    loss = SoftTarget() if loss is None and default is SoftTarget else loss  # not calibrated, as in the formula
     kd = KnowledgeDistillation(teacher, loss, weight=1., head_lr=1)  # few steps with a large, constant learning rate
     quiet(learn).add_cb(kd)
-    assert type(kd.terms[0]) is default
+    assert loss is not None or type(kd.terms[0]) is default
     text = kd.summary()
     assert f'Task: {task}' in text and kd.objective.names[0] in text
     hand = ByHand(formula)
@@ -115,7 +118,7 @@ def test_segmentation_total_is_that_of_the_kept_pixels():
     def total(l):
         z,zt = kept(l, t_pred(t.model, l.x))
         return .7*F.cross_entropy(z, tensor(l.y)[tensor(l.y)!=255].long()) + .3*soft(z, zt)
-    learn = quiet(Learner(dls, seeded(fcn, 4, seed=1), loss_func=per_pixel(), cbs=[KnowledgeDistillation(t, weight=.3), hand := ByHand(total)]))
+    learn = quiet(Learner(dls, seeded(fcn, 4, seed=1), loss_func=per_pixel(), cbs=[KnowledgeDistillation(t, SoftTarget(), weight=.3), hand := ByHand(total)]))
     learn.fit(1)
     np.testing.assert_allclose(*zip(*hand.seen), rtol=1e-4)
 
