@@ -275,6 +275,18 @@ def table(df, setting, base=alone):
         rows.append(dict(method=m, seeds=len(o), accuracy=100*o.accuracy.mean(), difference=100*d.mean, se=100*d.se, nll=o.nll.mean(), ece=o.ece.mean()))
     return pd.DataFrame(rows).set_index('method')
 
+def overview(df, names=main_methods):
+    "A row per setting: the accuracy alone in per cent, and the differences to it in points, each with its standard error"
+    rows = []
+    for setting,o in df.groupby('setting', sort=False):
+        cells = {m: differences(o, m, alone) for m in names[1:] if (o.method == m).any()}
+        by = o.groupby('method')[['accuracy','nll','ece']].mean()
+        rows.append({'setting': setting, 'alone': f"{100*by.accuracy[alone]:.1f}",
+                     **{m: f"{100*d.mean:+.1f} ± {100*d.se:.1f}" for m,d in cells.items()},
+                     'NLL alone': f"{by.nll[alone]:.3f}", 'NLL default': f"{by.nll[new]:.3f}",
+                     'ECE alone': f"{by.ece[alone]:.3f}", 'ECE default': f"{by.ece[new]:.3f}"})
+    return pd.DataFrame(rows).set_index('setting')
+
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     for o in sources: p.add_argument(f'--{o}', help=f"folder with the files of {o} (default: download, or the place of Debian's packages)")

@@ -12,9 +12,10 @@ from ..models.reading import model_output
 from ..teachers.teacher import Teachers
 from .attached import check_only_one
 from .calibrate import calibrated_temperature
-from .checks import bind_to_learner, check_finite, check_labelled, check_losses, check_preds, look, warn_of_teacher
+from .checks import bind_to_learner, check_finite, check_labelled, check_losses, check_preds, look, warn_of_teacher, warn_of_expectations
 from .columns import DistillationColumns, History
 from .describe import summary_lines
+from .expect import expectations
 from .features import item_numbers
 from .head import HeadSteps
 from .labels import active_mix, batch_labels, task_loss
@@ -92,7 +93,11 @@ class KnowledgeDistillation(SavesAdapters):
     def _look(self):
         self.looked_at = self.dls
         self._calibrate()
-        warn_of_teacher(look(self.learn, self.teachers, self.objective))
+        seen = look(self.learn, self.teachers, self.objective)
+        warn_of_teacher(seen)
+        if seen: warn_of_expectations(self._expect(seen))
+
+    def _expect(self, seen): return expectations(self.learn, self.teachers, self.objective.task, seen['n_classes']) if seen else []
 
     def _calibrate(self):
         "Fit the teachers' temperature if a loss asks for it; returns the number of labels that it comes from"
@@ -173,7 +178,8 @@ class KnowledgeDistillation(SavesAdapters):
         n = self._calibrate()
         seen = look(self.learn, self.teachers, self.objective, self.trained)
         if not self.off: self.head.find(self.learn)
-        lines = summary_lines(self.learn, self.teachers, self.objective, self.trained.features, seen, str(self.head), n)
+        notes = [] if self.off else self._expect(seen)
+        lines = summary_lines(self.learn, self.teachers, self.objective, self.trained.features, seen, str(self.head), n, notes)
         return PrettyString('\n'.join(lines))
 
 _one_is_enough = "give one the list of teachers or of losses, or take the other out with learn.remove_cb(KnowledgeDistillation)"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_models', 'check_features', 'check_losses', 'check_labels', 'check_labelled', 'check_batches', 'bind_to_learner',
            'check_preds', 'check_finite', 'scores', 'measure', 'verdicts', 'valid_batch', 'student_pred', 'look',
-           'warn_of_teacher']
+           'warn_of_teacher', 'warn_of_expectations']
 
 # %% ../../nbs/training/06_checks.ipynb #9025939b
 import warnings
@@ -233,7 +233,7 @@ def look(
     teachers, # `Teachers`
     objective, # `Objective`, bound to the student's task
     trained=None, # `Trained`, to measure the terms on features, too; None: only those on predictions
-)->dict: # 'n', 'task_loss', 'terms' (name → value or None), 'scores', 'warnings'; None if there is no validation data
+)->dict: # 'n', 'task_loss', 'terms' (name → value or None), 'scores', 'warnings', 'n_classes'; None if there is no validation data
     "What student and teachers make of one validation batch; ValueError for what cannot be right"
     if dist.is_available() and dist.is_initialized(): return None  # the loaders would wait for the other processes
     b = valid_batch(learn)
@@ -249,7 +249,8 @@ def look(
     features = _feature_values(learn, trained.features, taps, len(pred)) if taps else None
     terms = _try(objective, pred, preds, teachers, batch_labels(task, yb), features)
     found = _scores(task, yb, preds, pred, teachers)
-    return dict(n=len(pred), task_loss=learn.loss_func(pred, *yb) if trained and len(yb) else None, terms=terms, scores=found,
+    n_classes = pred.shape[task.axis] if pred.ndim > 1 else 1
+    return dict(n=len(pred), n_classes=n_classes, task_loss=learn.loss_func(pred, *yb) if trained and len(yb) else None, terms=terms, scores=found,
                 warnings=verdicts(found, measure(task)) if found else [])
 
 @torch.no_grad()
@@ -278,3 +279,10 @@ def warn_of_teacher(
 ):
     "Warn of what looks wrong with the teacher"
     for o in seen['warnings'] if seen else (): warnings.warn(o, stacklevel=2)
+
+def warn_of_expectations(
+    notes:list, # from `expectations`
+):
+    "Warn if the teacher knows the training items by heart; `summary` has all notes"
+    for o in notes[:1]:
+        if o.startswith('The teacher'): warnings.warn(o, stacklevel=2)
