@@ -10,7 +10,7 @@ from numbers import Integral
 from fastai.basics import *
 from copy import deepcopy
 from fastai.vision.core import PILBase
-from ..models.reading import keep_rng
+from ..models.reading import keep_rng, warn_user
 from PIL import Image
 
 # %% ../../nbs/data/01_decoded.ipynb #b80e2ff5
@@ -56,8 +56,8 @@ def _decode_all(ds, idxs, max_bytes, threads, bar):
         for i,o in zip(chunk, parallel(_decode_one, chunk, ds=ds, n_workers=threads, threadpool=True)):
             size += _nbytes(o)
             if size > max_bytes:
-                warnings.warn(f"decoded items exceed `max_cache`={max_bytes/2**30:g} GiB: {len(items)} of {len(idxs)} are kept, "
-                              "the others are decoded in every pass; raise `max_cache`, or set it to 0 to keep none")
+                warn_user(f"decoded items exceed `max_cache`={max_bytes/2**30:g} GiB: {len(items)} of {len(idxs)} are kept, "
+                          "the others are decoded in every pass; raise `max_cache`, or set it to 0 to keep none")
                 return items
             if o is not None: items[i] = o
     return items

@@ -39,7 +39,7 @@ class MeanTeacher(KnowledgeDistillation):
         hard_weight:float=None, # as for `KnowledgeDistillation`
     ):
         if check_param('decay', decay, high=1.) == 1: raise ValueError(f"decay={decay}: the average would never change: give less than 1")
-        super().__init__(nn.Identity(), loss, weight, hard_weight)  # a placeholder until the student is known
+        super().__init__(nn.Identity(), loss, weight, hard_weight, head_lr=1)  # a placeholder until the student is known
         self.decay = decay
         self.n_updates = 0
         self.student = None # whose average this is, unwrapped
@@ -58,6 +58,7 @@ class MeanTeacher(KnowledgeDistillation):
         super().bind(learn)
 
     def _look(self): self.looked_at = self.dls  # the average starts as good as the student
+    def _calibrate(self): return 0
 
     def before_train(self):
         "The average starts from the student's weights"

@@ -45,6 +45,7 @@ class MutualLearning(StaysHere):
         check_peers(learn, self.peers)
 
     def attached(self, learn): learn.add_cb(self.columns)
+    def moved(self): self.columns = MutualColumns(self.peers)
 
     def detached(self, learn):
         self._tidy()

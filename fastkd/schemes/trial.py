@@ -6,13 +6,13 @@
 __all__ = ['Trial', 'trial']
 
 # %% ../../nbs/schemes/03_trial.ipynb #d51cb4f6
-import gc, html, math, pandas as pd, torch, warnings
+import gc, html, math, pandas as pd, torch
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from fastprogress.fastprogress import progress_bar
 from ..evaluation.scoring import lower_is_better
 from ..models.layers import unwrap
-from ..models.reading import keep_rng
+from ..models.reading import keep_rng, warn_user
 from .outcome import outcome_table, plot_outcome, verdict
 from .runner import prepare, Runner
 from .runs import FinishedRuns
@@ -87,8 +87,8 @@ def _with_bar(bar, n_epoch):
 
 def _warn_if_diverged(row):
     if math.isfinite(row['valid_loss']): return
-    warnings.warn(f"methods[{row['method']!r}], seed {row['seed']}: valid_loss is {row['valid_loss']}: the learning rate may be too high, "
-                  "or a training batch without any label made the loss nan")
+    warn_user(f"methods[{row['method']!r}], seed {row['seed']}: valid_loss is {row['valid_loss']}: the learning rate may be too high, "
+                "or a training batch without any label made the loss nan")
 
 def _train_all(runner, finished, note, has_bar):
     "Train the runs that are not finished; an exception gets the finished ones, a `Trial`, as its attribute `trial`"

@@ -66,6 +66,12 @@ class KnowledgeDistillation(SavesAdapters):
         self._tidy()
         learn.remove_cb(self.columns)
 
+    def moved(self):
+        "In another learner: a new history and new adapters"
+        self.trained,self.records = Trained(),History()
+        self.columns = DistillationColumns(self.records)
+        self.looked_at,self.teachers.temperature = None,1.
+
     def bind(self, learn):
         "Fit losses and teachers to the learner's data and model; ValueError for what cannot be right"
         bind_to_learner(learn, self.teachers, self.objective)

@@ -8,7 +8,6 @@ __all__ = ['check_models', 'check_features', 'check_losses', 'check_labels', 'ch
            'warn_of_teacher', 'warn_of_expectations']
 
 # %% ../../nbs/training/06_checks.ipynb #9025939b
-import warnings
 import torch, torch.distributed as dist
 from fastai.callback.mixup import MixHandler
 from fastai.data.core import TfmdDL
@@ -17,7 +16,7 @@ from fastcore.basics import first
 from ..losses.base import value_at
 from ..losses.features import FeatureLoss
 from ..models.layers import resolve_layers, unwrap
-from ..models.reading import eval_mode, keep_rng, model_output, probing
+from ..models.reading import eval_mode, keep_rng, model_output, probing, warn_user
 from ..teachers.teacher import merge_logits
 from .labels import batch_labels
 from .objective import taught
@@ -83,8 +82,8 @@ def _check_softmax(loss, task):
     if 'y' in loss.needs:
         raise ValueError(f"loss={loss.name} needs one class index per item, but the student's loss function {task.name} "
                          "is for several labels: use BinarySoftTarget")
-    warnings.warn(f"loss={loss.name} takes a softmax over classes that {task.name} treats as independent: use BinarySoftTarget, "
-                  "unless each item has exactly one label")
+    warn_user(f"loss={loss.name} takes a softmax over classes that {task.name} treats as independent: use BinarySoftTarget, "
+                "unless each item has exactly one label")
 
 def check_labelled(
     losses:list, # names of losses that need labels
@@ -278,11 +277,11 @@ def warn_of_teacher(
     seen:dict, # from `look`, or None
 ):
     "Warn of what looks wrong with the teacher"
-    for o in seen['warnings'] if seen else (): warnings.warn(o, stacklevel=2)
+    for o in seen['warnings'] if seen else (): warn_user(o)
 
 def warn_of_expectations(
     notes:list, # from `expectations`
 ):
     "Warn if the teacher knows the training items by heart; `summary` has all notes"
     for o in notes[:1]:
-        if o.startswith('The teacher'): warnings.warn(o, stacklevel=2)
+        if o.startswith('The teacher'): warn_user(o)

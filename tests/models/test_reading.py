@@ -54,3 +54,15 @@ def test_output_without_a_tensor(o):
     with pytest.raises(TypeError, match=f'the model returned a {type(o).__name__}: it must return a tensor'): model_output(o)
 
 def test_output_of_all_layers_is_that_of_the_last(): assert model_output(([x*0,x], None)) is x
+
+# Warnings
+def test_a_warning_points_at_the_users_line():
+    import sys
+    from fastai.vision.all import Learner, CrossEntropyLossFlat, noop
+    from fastkd.models.reading import DistillationWarning
+    from fastkd.training.callback import KnowledgeDistillation
+    from helpers import cnn, image_dls, seeded, student
+    learn = student(image_dls(), cbs=KnowledgeDistillation(seeded(cnn, 8, 16)))
+    with pytest.warns(DistillationWarning, match="The teacher's accuracy") as seen:
+        learn.fit(1, 1e-3); line = sys._getframe().f_lineno
+    assert {(o.filename, o.lineno) for o in seen if o.category is DistillationWarning} == {(__file__, line)}
