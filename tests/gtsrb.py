@@ -25,13 +25,15 @@ def make_gtsrb(path, n_classes=43, tracks=2, frames=5, n_test=30, seed=0):
     pd.DataFrame(rows, columns=COLUMNS).to_csv(d/'GT-final_test.csv', sep=';', index=False)
     return path
 
-def gtsrb_dls(path, size=32, bs=32):
-    "`DataLoaders` for the training folders, with all 43 classes in the vocabulary; the first track of each class is for validation"
+def gtsrb_dls(path, size=32, bs=32, train='track'):
+    "`DataLoaders` for the training folders, with all 43 classes in the vocabulary; the first track of each class is for validation, and with train='all' for training, too"
     files = sorted((path/'Final_Training'/'Images').rglob('GT-*.csv'))
     items = pd.concat([pd.read_csv(f, sep=';').assign(folder=f.parent) for f in files], ignore_index=True)
     augs = aug_transforms(do_flip=False, max_zoom=1.2, max_rotate=10, max_lighting=.8)
-    block = DataBlock((ImageBlock, CategoryBlock(vocab=list(range(43)), sort=False)),
-                      get_x=lambda r: r['folder']/r['Filename'], get_y=ColReader('ClassId'),
-                      splitter=lambda df: IndexSplitter(np.flatnonzero(df.Filename.str.startswith('00000_')))(df),
+    def split(df):
+        fits,holds = IndexSplitter(np.flatnonzero(df.Filename.str.startswith('00000_')))(df)
+        return (fits+holds if train == 'all' else fits),holds
+    block = DataBlock((ImageBlock, CategoryBlock(vocab=[str(i) for i in range(43)], sort=False)),
+                      get_x=lambda r: r['folder']/r['Filename'], get_y=lambda r: str(r['ClassId']), splitter=split,
                       item_tfms=Resize(size), batch_tfms=[*augs, Normalize.from_stats(*imagenet_stats)])
     return block.dataloaders(items, bs=bs, num_workers=0)

@@ -12,7 +12,7 @@ from functools import partial, wraps
 from numbers import Integral, Real
 import torch
 from fastcore.basics import listify
-from torch import Tensor
+from torch import Tensor, nn
 
 # %% ../../nbs/losses/00_base.ipynb #7c928037
 def full_precision(f):
@@ -98,9 +98,11 @@ def check_count(
 # %% ../../nbs/losses/00_base.ipynb #481b980b
 _given = 'axis','mask','y','y1','lam' # what training can pass to a loss, by name
 
+def _signature(f): return inspect.signature(f.forward if isinstance(f, nn.Module) else f)  # a module's __call__ takes anything
+
 def _takes(f):
     "The names in `_given` that `f` accepts, and those that it requires"
-    ps = inspect.signature(f).parameters
+    ps = _signature(f).parameters
     needs = {k for k in _given if k in ps and ps[k].default is ps[k].empty}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in ps.values())
     return set(_given) if takes_any else set(_given) & set(ps), needs
@@ -152,7 +154,7 @@ class FunctionLoss(DistillationLoss):
         weight:float=1. # factor of this term, or a schedule
     ):
         super().__init__(f, weight)
-        ps = list(inspect.signature(f).parameters.values())
+        ps = list(_signature(f).parameters.values())
         rest = [p for p in ps if p.kind is not p.VAR_POSITIONAL and p.kind is not p.VAR_KEYWORD][2:]
         if odd := [p.name for p in rest if p.default is p.empty and p.name not in _given]:
             raise TypeError(f"loss={self.name} needs the argument {odd[0]!r}, but a loss gets only {', '.join(_given)}: "

@@ -30,12 +30,21 @@ def _close(name, names):
     return f" ({hint})" if hint else ''
 
 def _mapped_columns(names, t_names, class_map):
-    "`class_columns` with a `class_map`"
+    "`class_columns` with a `class_map`; without class names, the student's classes are called by their numbers"
     if not class_map: raise ValueError("class_map={} maps no class: give {student class: teacher class}")
-    names,o2i = names or [],{o:i for i,o in enumerate(t_names or [])}
+    o2i = {o:i for i,o in enumerate(t_names or [])}
+    known = names is not None  # else there can be more than those in `class_map`
+    if not known: names = _numbers(class_map)
     pairs = sorted((_student_column(k, names), _teacher_column(k, v, o2i)) for k,v in class_map.items())
     s,t = map(list, zip(*pairs))
-    return None if s == list(range(len(names))) else s, t
+    return None if known and s == list(range(len(names))) else s, t
+
+def _numbers(class_map):
+    "The student's classes as numbers, as far as `class_map` knows; TypeError if it has names"
+    if odd := [k for k in class_map if isinstance(k, bool) or not isinstance(k, int) or k < 0]:
+        raise ValueError(f"class_map has the class {odd[0]!r}, but the student's data has no class names: give class numbers, "
+                         "as in {0: 4, 1: 2}")
+    return [str(i) for i in range(max(class_map)+1)]
 
 def _student_column(k, names):
     "The column of the student's class `k`"

@@ -6,7 +6,8 @@
 __all__ = ['Teacher', 'merge_logits', 'Teachers']
 
 # %% ../../nbs/teachers/02_teacher.ipynb #4c924753
-import math
+import itertools, math, os
+from collections.abc import Mapping
 from contextlib import nullcontext
 import torch, torch.nn.functional as F
 from fastai.learner import Learner
@@ -22,14 +23,30 @@ def _check_source(o):
     "Raise unless `o` can be a teacher"
     if isinstance(o, Teacher): raise TypeError("Teacher(Teacher(…)): wrap the Learner or the module itself")
     if isinstance(o, type): raise TypeError(f"teacher={o.__name__} is a class: give an object, a trained Learner or nn.Module")
+    if isinstance(o, nn.ModuleDict): raise TypeError("teacher is an nn.ModuleDict: give one of its modules, or a list of them as an ensemble")
     if isinstance(o, (Learner,nn.Module)): return
-    raise TypeError(f"teacher={o!r} is a {type(o).__name__}: give a trained Learner, an nn.Module, or a list of them; "
-                    "load_learner reads an exported file")
+    raise TypeError(f"teacher={_short(o)} is a {type(o).__name__}: {_remedy(o)}")
+
+def _short(o):
+    "`o` as text of at most 80 characters"
+    text = f"{{{', '.join(map(repr, list(o)[:3]))}, …}}" if isinstance(o, Mapping) and len(o) > 3 else repr(o)
+    return text if len(text) <= 80 else text[:79] + '…'
+
+def _remedy(o):
+    "What to do with something that is not quite a teacher"
+    if isinstance(o, Mapping):
+        if o and all(isinstance(v, Tensor) for v in o.values()): return "a state dict has no model: make the model, call model.load_state_dict(…), and give the model"
+        return "a checkpoint is no model: make the model, load the state dict from the checkpoint into it, and give the model"
+    if isinstance(o, (str,os.PathLike)): return "give a trained Learner or an nn.Module: load_learner(path) reads an exported learner, model.load_state_dict(torch.load(path)) weights"
+    if hasattr(o, 'predict_proba') or hasattr(o, 'predict'):
+        return "wrap its predictions in an nn.Module whose forward returns logits, such as the logarithm of predict_proba"
+    if callable(o): return "a function is no model: call it if it makes one, or wrap it in an nn.Module"
+    return "give a trained Learner, an nn.Module, or a list of them; load_learner reads an exported file"
 
 def _class_notes(columns, names, t_names, class_map):
     "How the classes are matched, in words: a list with one note or none"
     s,t = columns
-    if s is not None: return [f"classes: {len(s)} of {len(names)} are distilled, through class_map"]
+    if s is not None: return [f"classes: {len(s)}{f' of {len(names)}' if names else ''} are distilled, through class_map"]
     if class_map: return ["classes: matched through class_map"]
     if t is None: return []
     how = "in another order" if len(t)==len(t_names) else f"out of the teacher's {len(t_names)}"
@@ -81,9 +98,9 @@ class Teacher:
     def inputs(self,
         xb:tuple, # the student's inputs
     )->tuple: # the teacher's
-        "`xb` as the teacher expects it, in the precision of its parameters"
-        xb,p = self.input_map(xb),next(self.model.parameters(), torch.zeros(()))
-        if torch.is_autocast_enabled(p.device.type): return xb
+        "`xb` as the teacher expects it, in the precision of its parameters; quantised ones don't count"
+        xb,p = self.input_map(xb),next((o for o in self.model.parameters() if o.is_floating_point()), None)
+        if p is None or torch.is_autocast_enabled(p.device.type): return xb
         return tuple(o.to(p.dtype) if isinstance(o, Tensor) and o.is_floating_point() else o for o in xb)
 
     def __call__(self,
@@ -94,7 +111,8 @@ class Teacher:
         xb = self.inputs(xb)
         run = unwrap(self.model)._call_impl if taps else self.model  # not compiled code, which can ignore new hooks
         devs = [xb[0].device.index] if isinstance(xb[0], Tensor) and xb[0].is_cuda else []
-        with eval_mode(self.model), torch.no_grad(), torch.random.fork_rng(devs), taps or nullcontext(): return model_output(run(*xb))
+        with eval_mode(self.model), torch.no_grad(), torch.random.fork_rng(devs), taps or nullcontext(): res = model_output(run(*xb))
+        return res.clone() if res.is_inference() else res  # a loss can't save what `inference_mode` made
 
     def reset(self):
         "Forget the hidden state if the model has one"
@@ -121,6 +139,7 @@ def merge_logits(
 def _as_list(teacher):
     "What was passed as `teacher`, as a list"
     if teacher is None: return []
+    if isinstance(teacher, nn.ModuleList): teacher = list(teacher)
     if not isinstance(teacher, (list,tuple)): return [teacher]
     if not len(teacher): raise ValueError(f"teacher={teacher!r} is empty: give a trained Learner or nn.Module, or a list of them")
     return listify(teacher)
@@ -161,7 +180,7 @@ class Teachers:
 
     def to(self, device):
         "Move each teacher to `device`"
-        for o in self: o.model.to(device)
+        for o in self: _move(o, device)
 
     def reset(self):
         "Forget the hidden states"
@@ -174,6 +193,14 @@ class Teachers:
     )->list: # logits of each for the student's classes, (B, C, *)
         "The predictions of each teacher, with the columns in the student's order"
         return [_take(o(xb, taps), o.columns[1], axis) for o in self]
+
+def _move(teacher, device):
+    "Move the teacher to `device`; one that refuses can stay if it is there already, as quantised models are"
+    try: teacher.model.to(device)
+    except Exception as e:
+        tensors = itertools.chain(teacher.model.parameters(), teacher.model.buffers())
+        if all(o.device == torch.empty(0, device=device).device for o in tensors): return
+        raise ValueError(f"teacher={teacher.name} can't be moved to {device} ({e}): load it there, or move the student to where it is") from e
 
 def _take(z, cols, axis):
     "The columns `cols` of the logits `z`; None: all"

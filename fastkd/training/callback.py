@@ -140,7 +140,7 @@ class KnowledgeDistillation(SavesAdapters):
     def _terms(self, pred, pos):
         "Each term times its weight, by name"
         objective,features,first = self.objective,self.trained.features,self.teacher_preds is None
-        self.teacher_preds = taught(self.teachers, self.xb, pred, objective.task.axis, features and features.recording[1])
+        self.teacher_preds = taught(self.teachers, self.xb, pred, objective.task.axis, features and features.recording[1], objective.task.kind)
         if first: check_preds(objective.task, pred, self.teacher_preds, self.teachers)
         items = item_numbers(self.dl, self.iter, len(pred)) if objective.by_item else None
         on_features = features.recorded(pos, items) if features else ()

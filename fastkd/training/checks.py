@@ -242,7 +242,7 @@ def look(
     if trained: trained.make(learn, objective, teachers, xb)
     taps = trained.features.taps() if trained and trained.features else None
     pred = student_pred(learn.model, xb, taps and taps[0])
-    preds = taught(teachers, xb, pred, task.axis, taps and taps[1])
+    preds = taught(teachers, xb, pred, task.axis, taps and taps[1], task.kind)
     check_preds(task, pred, preds, teachers)
     check_batches(learn.dls.train, objective.terms, pred, task.axis)
     features = _feature_values(learn, trained.features, taps, len(pred)) if taps else None

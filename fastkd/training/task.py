@@ -97,8 +97,8 @@ def _counts(task, y):
 def _score(task, out, y):
     if task.kind == 'unknown' or out.numel() != y.numel(): return None
     if task.kind == 'regression':
-        out,y = out.float().reshape(-1),y.float().reshape(-1)
-        return (1 - (out-y).pow(2).sum()/(y-y.mean()).pow(2).sum().clamp(min=1e-12)).item()
+        out,y = [o.float().reshape(len(y), -1) for o in (out,y)]  # a column per target
+        return (1 - (out-y).pow(2).sum(0)/(y-y.mean(0)).pow(2).sum(0).clamp(min=1e-12)).mean().item()
     if task.kind == 'binary': return ((out>0).reshape(-1) == (y>.5).reshape(-1)).float().mean().item()
     y = y.reshape(out.shape)  # tabular labels are (B, 1)
     keep = _counts(task, y)
