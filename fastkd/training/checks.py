@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_models', 'check_features', 'check_losses', 'check_labels', 'check_labelled', 'check_batches', 'bind_to_learner',
-           'check_preds', 'check_finite', 'scores', 'measure', 'verdicts', 'valid_batch', 'student_pred', 'look',
-           'warn_of_teacher', 'warn_of_expectations']
+           'check_preds', 'check_finite', 'scores', 'measure', 'verdicts', 'events_before', 'events_after',
+           'valid_batch', 'student_output', 'look', 'warn_of_teacher', 'warn_of_expectations']
 
 # %% ../../nbs/training/06_checks.ipynb #9025939b
 import torch, torch.distributed as dist
@@ -200,6 +200,43 @@ def verdicts(
 
 def _noise(r): return (max(r['teacher']*(1-r['teacher']), 0) / r['n'])**.5
 
+# %% ../../nbs/training/06_checks.ipynb #13c9ad4f
+_needed = 'CastToTensor','RNNCallback' # of fastai; others, such as MixedPrecision, begin something that a later event ends
+
+def _others(learn, event):
+    "The callbacks whose own code handles `event`, and those of fastai that every batch needs"
+    def written_by(c): return getattr(getattr(type(c), event, None), '__module__', 'fastai').split('.')[0]
+    return [c for c in learn.cbs.sorted('order') if written_by(c) not in ('fastai','fastkd') or type(c).__name__ in _needed]
+
+_missing = object()
+
+def _fire(learn, event, **attrs):
+    "Let the callbacks in `_others` handle `event` while `learn` has `attrs`; returns these attributes afterwards"
+    kept = {k: vars(learn).get(k, _missing) for k in (*attrs,'training')}
+    try:
+        vars(learn).update(attrs, training=False)
+        for c in _others(learn, event): c(event)
+        return tuple(getattr(learn, k) for k in attrs)
+    finally:
+        for k,v in kept.items(): vars(learn).pop(k, None) if v is _missing else vars(learn).update({k: v})
+
+def events_before(
+    learn, # `Learner`
+    xb:tuple, # inputs
+    yb:tuple, # targets
+)->tuple: # both
+    "A batch after the `before_batch` of the learner's other callbacks, as in validation"
+    return _fire(learn, 'before_batch', xb=xb, yb=yb)
+
+def events_after(
+    learn, # `Learner`
+    xb:tuple, # inputs
+    yb:tuple, # targets
+    pred, # what the model returned
+): # what the loss function gets
+    "The output of the model after the `after_pred` of the learner's other callbacks, as in validation"
+    return _fire(learn, 'after_pred', xb=xb, yb=yb, pred=pred)[2]
+
 # %% ../../nbs/training/06_checks.ipynb #73c2b17e
 def valid_batch(
     learn, # `Learner`
@@ -215,17 +252,17 @@ def valid_batch(
     dev = next(learn.model.parameters()).device
     return tuple(to_device([cast(o, Tensor) if isinstance(o, Tensor) else o for o in part], dev) for part in (b[:i],b[i:]))
 
-def student_pred(
+def student_output(
     model:nn.Module,
     xb:tuple, # its inputs
     taps=None, # context manager that records its layers
-)->Tensor:
-    "The predictions of `model`: in eval mode, without a graph, and with its hidden state reset"
+): # what `model` returns
+    "The output of `model`: in eval mode, without a graph, and with its hidden state reset"
     if taps is None:
-        with eval_mode(model), torch.no_grad(), keep_rng(): res = model_output(model(*xb))
+        with eval_mode(model), torch.no_grad(), keep_rng(): res = model(*xb)
         if hasattr(model, 'reset'): model.reset()
         return res
-    with probing(model), taps: return model_output(unwrap(model)._call_impl(*xb))  # compiled code may ignore new hooks
+    with probing(model), taps: return unwrap(model)._call_impl(*xb)  # compiled code may ignore new hooks
 
 def look(
     learn, # the student's `Learner`
@@ -237,11 +274,12 @@ def look(
     if dist.is_available() and dist.is_initialized(): return None  # the loaders would wait for the other processes
     b = valid_batch(learn)
     if b is None: return None
-    xb,yb = b
+    xb,yb = events_before(learn, *b)
     task = objective.task
-    if trained: trained.make(learn, objective, teachers, xb)
+    if trained: trained.make(learn, objective, teachers, lambda: xb)
     taps = trained.features.taps() if trained and trained.features else None
-    pred = student_pred(learn.model, xb, taps and taps[0])
+    out = events_after(learn, xb, yb, student_output(learn.model, xb, taps and taps[0]))
+    pred = model_output(out)
     preds = taught(teachers, xb, pred, task.axis, taps and taps[1], task.kind)
     check_preds(task, pred, preds, teachers)
     check_batches(learn.dls.train, objective.terms, pred, task.axis)
@@ -249,7 +287,7 @@ def look(
     terms = _try(objective, pred, preds, teachers, batch_labels(task, yb), features)
     found = _scores(task, yb, preds, pred, teachers)
     n_classes = pred.shape[task.axis] if pred.ndim > 1 else 1
-    return dict(n=len(pred), n_classes=n_classes, task_loss=learn.loss_func(pred, *yb) if trained and len(yb) else None, terms=terms, scores=found,
+    return dict(n=len(pred), n_classes=n_classes, task_loss=learn.loss_func(out, *yb) if trained and len(yb) else None, terms=terms, scores=found,
                 warnings=verdicts(found, measure(task)) if found else [])
 
 @torch.no_grad()

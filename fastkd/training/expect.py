@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['n_items', 'right_in_training', 'expectations']
 
-# %% ../../nbs/training/15_expect.ipynb #58894970
+# %% ../../nbs/training/15_expect.ipynb #2bd299ad
 from fastai.data.load import DataLoader
 from fastai.torch_core import cast, to_device
 from ..teachers.teacher import merge_logits
+from .checks import events_before
 from .checkpoint import random_states, set_random_states
 from .task import score
 from torch import Tensor
 
-# %% ../../nbs/training/15_expect.ipynb #168bfdbd
+# %% ../../nbs/training/15_expect.ipynb #b04ed283
 n_items = 256 # training items
 
 def _train_batches(learn, n):
@@ -39,14 +40,15 @@ def right_in_training(
     if task.kind != 'single' or not len(teachers) or teachers.columns is not None: return None,0
     for b,i in _train_batches(learn, n_items):
         if len(b) <= i or not isinstance(b[i], Tensor) or b[i].is_floating_point(): break
-        z = merge_logits(teachers(tuple(b[:i]), task.axis), teachers.weights, axis=task.axis)
-        v = score(task, z, b[i])
-        if v is not None: found.append((v, len(b[i])))
+        xb,yb = events_before(learn, tuple(b[:i]), tuple(b[i:]))
+        z = merge_logits(teachers(xb, task.axis), teachers.weights, axis=task.axis)
+        v = score(task, z, yb[0]) if len(z) == len(yb[0]) else None
+        if v is not None: found.append((v, len(yb[0])))
     teachers.reset()
     n = sum(k for _,k in found)
     return (sum(v*k for v,k in found)/n,n) if n else (None,0)
 
-# %% ../../nbs/training/15_expect.ipynb #eb890a51
+# %% ../../nbs/training/15_expect.ipynb #abfe144c
 _by_heart = ("The teacher is right about all {n} training items that were tried, so its answers tell the student little that the labels don't. "
              "More augmentation, images without labels, or a teacher that has learned from more data would help")
 _two = ("There are two classes, so the teacher's answer for an item is a single number: expect less than with many classes, and compare "

@@ -72,12 +72,12 @@ class Trained:
         learn, # the student's `Learner`
         objective, # `Objective` in use
         teachers, # `Teachers`
-        xb:tuple, # the student's inputs
+        inputs, # function that returns the student's inputs
     ):
         "Pair the layers, and make the adapters and the optimiser, unless there are some already"
         if self.opt or not (objective.on_features or self.learnt): return
         if objective.on_features and self.features is None:
-            xb = tuple(cast(o, Tensor) if isinstance(o, Tensor) else o for o in xb)
+            xb = tuple(cast(o, Tensor) if isinstance(o, Tensor) else o for o in inputs())
             self.features = FeaturePairs(objective.on_features, unwrap(learn.model), teachers[0], xb, getattr(learn.dls.train, 'n', None))
         if self.pending: self.load_state_dict(self.pending)
         if self.params: self.opt = AdapterOpt(self.params, learn.opt_func)
