@@ -1,6 +1,7 @@
 "The command line: `fastkd demo`"
 import argparse, sys, tempfile, warnings
 from pathlib import Path
+from fastkd import __version__
 
 __all__ = ['main']
 
@@ -35,6 +36,7 @@ def _demo(args):
 
 def _parser():
     p = argparse.ArgumentParser(prog='fastkd', description="Knowledge distillation for fastai")
+    p.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     sub = p.add_subparsers(dest='command', metavar='command', required=True)
     d = sub.add_parser('demo', help="train a teacher, a student alone and a distilled student on handwritten digits",
         description="Train a teacher with all labels and, over five seeds, a student with only 100 of them: alone, with label smoothing, "

@@ -1,5 +1,5 @@
 "Run `fastkd demo` in a subprocess, as users do"
-import subprocess, sys
+import importlib, subprocess, sys
 import pandas as pd, pytest
 from fastkd.cli.main import main
 
@@ -94,3 +94,7 @@ def test_interrupt_exits_with_130(monkeypatch, capsys, tmp_path):
     def stop(args): raise KeyboardInterrupt
     monkeypatch.setattr('fastkd.cli.main._demo', stop)
     assert main(['demo', '--out', str(tmp_path)])==130 and 'Interrupted' in capsys.readouterr().err
+
+def test_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as e: main(['--version'])
+    assert e.value.code==0 and capsys.readouterr().out.strip() == f'fastkd {importlib.import_module("fastkd").__version__}'
