@@ -20,7 +20,8 @@ def unwrap(
 )->nn.Module: # The model without its wrappers
     "`model` without the wrappers of `torch.compile`, `DataParallel` and `DistributedDataParallel`"
     # a `module` attribute alone doesn't make a wrapper: fastai's SentenceEncoder and WeightDropout have one too
-    while inner := model._modules.get('_orig_mod') or (isinstance(model, _parallel) and model.module): model = inner
+    # scripted modules have no ordinary `_modules`
+    while inner := getattr(model, '_orig_mod', None) or (isinstance(model, _parallel) and model.module): model = inner
     return model
 
 def is_compiled(

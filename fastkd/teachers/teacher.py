@@ -12,7 +12,7 @@ import torch, torch.nn.functional as F
 from fastai.learner import Learner
 from fastcore.basics import getcallable, listify
 from ..models.layers import unwrap
-from ..models.reading import eval_mode, model_output
+from ..models.reading import eval_mode, keep_buffers, model_output
 from .classes import class_columns, class_names
 from .inputs import InputMap
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ def _class_notes(columns, names, t_names, class_map):
     how = "in another order" if len(t)==len(t_names) else f"out of the teacher's {len(t_names)}"
     return [f"classes: {len(t)} matched by name, {how}"]
 
+_precisions = torch.float16,torch.bfloat16,torch.float32,torch.float64 # that a model's inputs can have
+
 class Teacher:
     "`source`, a `Learner` or a module, as a frozen predictor for the student's inputs and classes; TypeError for anything else"
     def __init__(self,
@@ -51,6 +53,7 @@ class Teacher:
         self.input_map = InputMap(norm, size)
         self.vocab = None if vocab is None else [str(o) for o in vocab]
         self.class_map = class_map
+        self.moving = None # (module, name) of the buffers that move in eval mode; None: not known yet
         self.columns = None,None  # those of the student's and the teacher's logits that belong together; None: all
         self.notes = []
 
@@ -72,6 +75,7 @@ class Teacher:
         classes:bool=True, # does the student predict classes?
     ):
         "Work out how the student's inputs and classes become the teacher's; `notes` describes it"
+        self.moving = None
         names = class_names(dls) if classes else None
         t_names = self.vocab or (class_names(self.t_dls) if classes else None)
         self.columns = class_columns(names, t_names, self.class_map)
@@ -82,8 +86,9 @@ class Teacher:
         xb:tuple, # the student's inputs
     )->tuple: # the teacher's
         "`xb` as the teacher expects it, in the precision of its parameters"
-        xb,p = self.input_map(xb),next(self.model.parameters(), torch.zeros(()))
-        if torch.is_autocast_enabled(p.device.type): return xb
+        xb = self.input_map(xb)
+        p = next((p for p in self.model.parameters() if p.dtype in _precisions), None)  # a quantised teacher also has int8 and float8
+        if p is None or torch.is_autocast_enabled(p.device.type): return xb
         return tuple(o.to(p.dtype) if isinstance(o, Tensor) and o.is_floating_point() else o for o in xb)
 
     def __call__(self,
@@ -94,7 +99,25 @@ class Teacher:
         xb = self.inputs(xb)
         run = unwrap(self.model)._call_impl if taps else self.model  # not compiled code, which can ignore new hooks
         devs = [xb[0].device.index] if isinstance(xb[0], Tensor) and xb[0].is_cuda else []
-        with eval_mode(self.model), torch.no_grad(), torch.random.fork_rng(devs), taps or nullcontext(): return model_output(run(*xb))
+        with eval_mode(self.model), self._keep_buffers() as moved, torch.no_grad(), torch.random.fork_rng(devs), taps or nullcontext():
+            z = model_output(run(*xb)).detach()
+            if z.is_quantized: z = z.dequantize()
+            if z.is_inference() or self.moving or self.moving is None: z = z.clone()  # `z` may be a buffer
+        if self.moving is None: self.moving = moved
+        return z
+
+    def _keep_buffers(self):
+        "Keep the buffers: all in the first call, which finds out which ones move; later only those"
+        return nullcontext() if self.moving == [] else keep_buffers(self.model, self.moving)
+
+    def to(self, device):
+        "Move the model to `device`; one that cannot be moved, as some quantised ones, may already be there"
+        try: self.model.to(device)
+        except Exception as e:
+            devices = {t.device for t in (*self.model.parameters(), *self.model.buffers())}
+            if devices <= {torch.device(device)}: return
+            raise ValueError(f"teacher={self.name} cannot be moved to {device}, where the student is, from "
+                             f"{', '.join(sorted(map(str, devices)))} ({e}): load it on {device}") from e
 
     def reset(self):
         "Forget the hidden state if the model has one"
@@ -160,7 +183,7 @@ class Teachers:
 
     def to(self, device):
         "Move each teacher to `device`"
-        for o in self: o.model.to(device)
+        for o in self: o.to(device)
 
     def reset(self):
         "Forget the hidden states"

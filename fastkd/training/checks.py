@@ -17,7 +17,7 @@ from fastcore.basics import first
 from ..losses.base import value_at
 from ..losses.features import FeatureLoss
 from ..models.layers import resolve_layers, unwrap
-from ..models.reading import eval_mode, keep_rng, model_output, probing
+from ..models.reading import eval_mode, keep_buffers, keep_rng, model_output, probing
 from ..teachers.teacher import merge_logits
 from .labels import batch_labels
 from .objective import taught
@@ -223,7 +223,7 @@ def student_pred(
 )->Tensor:
     "The predictions of `model`: in eval mode, without a graph, and with its hidden state reset"
     if taps is None:
-        with eval_mode(model), torch.no_grad(), keep_rng(): res = model_output(model(*xb))
+        with eval_mode(model), keep_buffers(model), torch.no_grad(), keep_rng(): res = model_output(model(*xb))
         if hasattr(model, 'reset'): model.reset()
         return res
     with probing(model), taps: return model_output(unwrap(model)._call_impl(*xb))  # compiled code may ignore new hooks
@@ -257,6 +257,14 @@ def _feature_values(learn, features, taps, n):
     items = torch.arange(n) % (getattr(learn.dls.train, 'n', None) or n)
     return features(taps[0].pop(), taps[1].pop(), 0., items)
 
+def _with_gradient(f, pred):
+    "`f(pred)` without a graph, after a trial with one, which can fail where this doesn't"
+    with torch.enable_grad(), keep_rng():
+        p = pred.detach().requires_grad_()
+        v = f(p)
+        if isinstance(v, Tensor) and v.requires_grad: torch.autograd.grad(v, p, allow_unused=True)
+    return v.detach() if isinstance(v, Tensor) else v
+
 @torch.no_grad()
 def _try(objective, pred, preds, teachers, labels, features):
     "Each term times its weight, by name; None where this batch cannot show it"
@@ -264,7 +272,7 @@ def _try(objective, pred, preds, teachers, labels, features):
     for name,l in zip(objective.names, objective.terms):
         if isinstance(l, FeatureLoss): v = None if features is None else next(values)
         elif l.needs and labels is None or len(pred) < l.min_items: v = None
-        else: v = objective.term(l, pred, preds, teachers, labels)
+        else: v = _with_gradient(lambda p: objective.term(l, p, preds, teachers, labels), pred)
         res[name] = None if v is None else value_at(l.weight, 0.)*v
     return res
 

@@ -29,8 +29,9 @@ def taught(
     axis:int=1, # class axis
     taps=None, # records layers of the only teacher
 )->list: # logits of each, (B, C, *)
-    "What each teacher predicts for the student's classes, at the size of `pred`"
-    return [resize_logits(z, pred) for z in teachers(xb, axis, taps)]
+    "What each teacher predicts for the student's classes, at the size of `pred`, in its precision or in float32 if that is lower"
+    dtype = torch.float64 if pred.dtype == torch.float64 else torch.float32
+    return [resize_logits(z.to(dtype), pred) for z in teachers(xb, axis, taps)]
 
 def _only(y, columns, n):
     "Labels `y` of `n` classes as indexes into `columns`; -1 for classes that are not among them"
