@@ -36,7 +36,7 @@ def keep_rng():
     try: yield
     finally: set_random_states(**states)
 
-# %% ../../nbs/models/00_reading.ipynb #ad446cc3
+# %% ../../nbs/models/00_reading.ipynb #0f511d1c
 def _buffers(model):
     "(module, name, buffer) of each buffer of `model`"
     return [(m,k,b) for m in model.modules() for k,b in m.named_buffers(recurse=False)]
@@ -55,7 +55,7 @@ def keep_buffers(
     model:nn.Module, # Any model
     names:list=None # (module, name) of the buffers to keep; None: all
 ):
-    "Context manager: on exit, every buffer of `model` has its former value; yields a list, at the end that of the buffers that moved"
+    "Context manager: on exit, every buffer of `model` has its former value; yields a list, at the end of those that moved"
     bufs = _buffers(model) if names is None else [(m,k,getattr(m, k)) for m,k in names]
     old,moved = [(m,k,b,b.clone(),_version(b)) for m,k,b in bufs],[]
     try: yield moved
@@ -66,7 +66,7 @@ def keep_buffers(
                 moved.append((m, k))
                 _put_back(m, k, b, value)
 
-# %% ../../nbs/models/00_reading.ipynb #7f0d6e0c
+# %% ../../nbs/models/00_reading.ipynb #ee7b0809
 def _with_graph(o):
     "The tensors with a graph in `o`: a tensor, or a list, tuple or dict of them"
     if isinstance(o, Tensor): return [] if o.is_leaf else [o]

@@ -12,7 +12,7 @@ import torch, torch.nn.functional as F
 from fastai.learner import Learner
 from fastcore.basics import getcallable, listify
 from ..models.layers import unwrap
-from ..models.reading import eval_mode, keep_buffers, model_output
+from ..models.reading import eval_mode, keep_buffers, model_output, probing
 from .classes import class_columns, class_names
 from .inputs import InputMap
 from torch import Tensor, nn
@@ -37,6 +37,16 @@ def _class_notes(columns, names, t_names, class_map):
 
 _precisions = torch.float16,torch.bfloat16,torch.float32,torch.float64 # that a model's inputs can have
 
+def _in_channels(model):
+    "Number of channels that the first convolution of `model` takes, or None"
+    return next((m.in_channels for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
+
+def _is_grey(x): return isinstance(x, Tensor) and x.ndim in (4,5) and x.shape[1] == 1
+
+def _wrong_channels(name, n, x):
+    return (f"teacher={name} takes {n} channel{'s' if n>1 else ''}, but the student's inputs have {x.shape[1]}, {tuple(x.shape)}: "
+            f"wrap it in a module that makes {n} of {x.shape[1]}, or choose another input with Teacher(teacher, inputs=[…])")
+
 class Teacher:
     "`source`, a `Learner` or a module, as a frozen predictor for the student's inputs and classes; TypeError for anything else"
     def __init__(self,
@@ -45,12 +55,14 @@ class Teacher:
         size=None, # image size that it expects, pixels: int or (height, width); None: a Learner's own, or else the student's
         vocab=None, # names of its classes, in order; None: a Learner's own, or else the student's
         class_map:dict=None, # {student class: teacher class or index}; classes that it leaves out are not distilled
+        inputs:list=None, # numbers of the student's inputs that it reads, such as [1]; None: all
     ):
         _check_source(source)
         if class_map is not None and not isinstance(class_map, dict):
             raise TypeError(f"class_map={class_map!r}: give a dict {{student class: teacher class}}")
         self.source = source
-        self.input_map = InputMap(norm, size)
+        self.input_map = InputMap(norm, size, inputs)
+        self.rgb = None # are grey images repeated as three channels? None: not known yet
         self.vocab = None if vocab is None else [str(o) for o in vocab]
         self.class_map = class_map
         self.moving = None # (module, name) of the buffers that move in eval mode; None: not known yet
@@ -75,7 +87,7 @@ class Teacher:
         classes:bool=True, # does the student predict classes?
     ):
         "Work out how the student's inputs and classes become the teacher's; `notes` describes it"
-        self.moving = None
+        self.moving = self.rgb = None
         names = class_names(dls) if classes else None
         t_names = self.vocab or (class_names(self.t_dls) if classes else None)
         self.columns = class_columns(names, t_names, self.class_map)
@@ -86,7 +98,24 @@ class Teacher:
         xb:tuple, # the student's inputs
     )->tuple: # the teacher's
         "`xb` as the teacher expects it, in the precision of its parameters"
-        xb = self.input_map(xb)
+        xb = self._in_precision(self.input_map(xb))
+        if self.rgb is None: self._check_channels(xb)
+        return tuple(o.expand(-1, 3, *o.shape[2:]) if _is_grey(o) else o for o in xb) if self.rgb else xb
+
+    def _check_channels(self, xb):
+        "Find out whether grey images have to become three channels; ValueError for other numbers of channels that don't fit"
+        self.rgb,n = False,_in_channels(self.model)
+        x = next((o for o in xb if isinstance(o, Tensor) and o.ndim in (4,5)), None)
+        if n is None or x is None or x.shape[1] == n: return
+        try:
+            with probing(self.model): self.model(*(o[:2] for o in xb))
+        except RuntimeError as e:
+            self.rgb = n == 3 and x.shape[1] == 1
+            if not self.rgb: raise ValueError(_wrong_channels(self.name, n, x)) from e
+            self.notes.append("channels: grey images are repeated as three channels")
+
+    def _in_precision(self, xb):
+        "`xb` in the precision of the parameters"
         p = next((p for p in self.model.parameters() if p.dtype in _precisions), None)  # a quantised teacher also has int8 and float8
         if p is None or torch.is_autocast_enabled(p.device.type): return xb
         return tuple(o.to(p.dtype) if isinstance(o, Tensor) and o.is_floating_point() else o for o in xb)

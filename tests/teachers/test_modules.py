@@ -35,6 +35,15 @@ def first_terms(learn):
         learn.fit(1, 1e-2, cbs=See())
     return seen[0]
 
+def dtypes(learn):
+    "Those of the losses in a fit of one epoch"
+    seen = set()
+    class See(Callback):
+        order,run_valid = 2,False
+        def after_loss(self): seen.add(self.learn.loss.dtype)
+    learn.fit(1, 1e-2, cbs=See())
+    return seen
+
 def expected_loss(teacher, f=F.mse_loss):
     "What the first batch's loss of a `reg_student` at weight=1 is, in plain PyTorch"
     x = torch.stack([o[0] for o in reg_dls().train.dataset[:16]])
@@ -100,8 +109,8 @@ def test_losses_have_the_precision_of_the_student(make, loss):
     learn.remove_cb(KnowledgeDistillation)
     learn.model = nn.Sequential(learn.model)
     if loss is FitNet: loss = FitNet([('0', '0' if make is doubled else 'net.0')])
-    learn.fit(1, 1e-2, cbs=KnowledgeDistillation(make(), loss))
-    assert learn.loss.dtype == torch.float32
+    learn.add_cb(KnowledgeDistillation(make(), loss))
+    assert dtypes(learn) == {torch.float32}
 
 def test_wrappers_are_still_found():
     m = nn.Linear(4, 2)
