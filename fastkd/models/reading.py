@@ -36,7 +36,7 @@ def keep_rng():
     try: yield
     finally: set_random_states(**states)
 
-# %% ../../nbs/models/00_reading.ipynb #0f511d1c
+# %% ../../nbs/models/00_reading.ipynb #c91eb7ce
 def _buffers(model):
     "(module, name, buffer) of each buffer of `model`"
     return [(m,k,b) for m in model.modules() for k,b in m.named_buffers(recurse=False)]
@@ -66,7 +66,7 @@ def keep_buffers(
                 moved.append((m, k))
                 _put_back(m, k, b, value)
 
-# %% ../../nbs/models/00_reading.ipynb #ee7b0809
+# %% ../../nbs/models/00_reading.ipynb #cc3f109b
 def _with_graph(o):
     "The tensors with a graph in `o`: a tensor, or a list, tuple or dict of them"
     if isinstance(o, Tensor): return [] if o.is_leaf else [o]
@@ -88,7 +88,8 @@ def probing(
     "A trial run: eval mode, no graph, no compiled code; on exit, restore flags, buffers and random states, and reset the hidden state"
     stance = getattr(torch.compiler, 'set_stance', None)  # not in every PyTorch version
     try:
-        with eval_mode(model), keep_buffers(model), keep_rng(), torch.no_grad(), stance('force_eager') if stance else nullcontext(): yield model
+        with eval_mode(model), keep_buffers(model), keep_rng(), torch.no_grad():
+            with stance('force_eager') if stance else nullcontext(): yield model
     finally: getcallable(model, 'reset')()
 
 # %% ../../nbs/models/00_reading.ipynb #a62aa317

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['check_models', 'check_features', 'check_losses', 'check_labels', 'check_labelled', 'check_batches', 'bind_to_learner',
-           'check_preds', 'check_finite', 'scores', 'measure', 'verdicts', 'valid_batch', 'student_pred', 'look',
-           'warn_of_teacher']
+           'check_preds', 'check_finite', 'scores', 'measure', 'verdicts', 'valid_batch', 'prepared', 'student_pred',
+           'look', 'warn_of_teacher']
 
 # %% ../../nbs/training/06_checks.ipynb #9025939b
 import warnings
 import torch, torch.distributed as dist
+from fastai.callback.core import CancelBatchException
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
 from fastai.data.core import TfmdDL
 from fastai.torch_core import cast, to_device
@@ -216,6 +218,30 @@ def valid_batch(
     dev = next(learn.model.parameters()).device
     return tuple(to_device([cast(o, Tensor) if isinstance(o, Tensor) else o for o in part], dev) for part in (b[:i],b[i:]))
 
+def _prepares(cb):
+    "Does `cb` change validation batches before the model sees them?"
+    return cb.run and cb.run_valid and hasattr(cb, 'before_batch') and not isinstance(cb, MixedPrecision)  # which would leave autocast on
+
+def prepared(
+    learn, # `Learner`
+    xb:tuple, # the inputs of a validation batch
+    yb:tuple, # its targets
+)->tuple: # (xb, yb)
+    "The batch as the model sees it in validation, after `before_batch` of the learner's callbacks; learner and callbacks stay as they were"
+    cbs = [cb for cb in learn.cbs.sorted('order') if _prepares(cb)]
+    kept = [(o, dict(vars(o))) for o in (learn, *cbs)]
+    learn.xb,learn.yb,learn.training,learn.dl,learn.iter = tuple(xb),tuple(yb),False,learn.dls.valid,0
+    try:
+        with keep_rng():
+            for cb in cbs: cb.before_batch()
+    except CancelBatchException: pass
+    finally:
+        res = learn.xb,learn.yb
+        for o,old in kept:
+            vars(o).clear()
+            vars(o).update(old)
+    return res
+
 def student_pred(
     model:nn.Module,
     xb:tuple, # its inputs
@@ -238,7 +264,7 @@ def look(
     if dist.is_available() and dist.is_initialized(): return None  # the loaders would wait for the other processes
     b = valid_batch(learn)
     if b is None: return None
-    xb,yb = b
+    xb,yb = prepared(learn, *b)
     task = objective.task
     if trained: trained.make(learn, objective, teachers, xb)
     taps = trained.features.taps() if trained and trained.features else None
