@@ -20,6 +20,7 @@ def unwrap(
 )->nn.Module: # The model without its wrappers
     "`model` without the wrappers of `torch.compile`, `DataParallel` and `DistributedDataParallel`"
     # a `module` attribute alone doesn't make a wrapper: fastai's SentenceEncoder and WeightDropout have one too
+    # scripted modules have no ordinary `_modules`
     while inner := getattr(model, '_orig_mod', None) or (isinstance(model, _parallel) and model.module): model = inner
     return model
 

@@ -13,6 +13,9 @@ from .reading import first_tensor
 
 # %% ../../nbs/models/02_taps.ipynb #6203ac11
 def _version(t): return None if t.is_inference() else t._version
+def _usable(t):
+    "`t`, or if it was made in inference mode, a copy that a loss can be computed from"
+    return t.clone() if t.is_inference() and not torch.is_inference_mode_enabled() else t
 
 class Taps:
     "Record the outputs (for `name:in`, the inputs) of the layers `names` of `model` in a forward pass, without leaving a hook behind"
@@ -69,7 +72,7 @@ class Taps:
             if i not in self._out: raise ValueError(
                 f"layers={n!r}: this layer was not called in the last forward pass; choose one of `layer_names(model, x)` "
                 "(if the model is compiled, call `torch._dynamo.reset()` before the first recorded pass)")
-        return [self._out[i] for i in range_of(self.names)]
+        return [_usable(self._out[i]) for i in range_of(self.names)]
 
     @property
     def changed(self):

@@ -7,10 +7,10 @@ __all__ = ['ema_update', 'MeanTeacher']
 
 # %% ../../nbs/schemes/01_mean_teacher.ipynb #0d5ff84d
 from contextlib import contextmanager
-from copy import deepcopy
 import torch
 from ..losses.base import check_param
 from ..models.layers import unwrap
+from ..models.reading import copy_model
 from ..training.callback import KnowledgeDistillation
 from torch import nn
 
@@ -54,7 +54,7 @@ class MeanTeacher(KnowledgeDistillation):
         model = unwrap(learn.model)
         if self.student is not model:
             self.student,self.n_updates = model,0
-            self.teachers[0].source = deepcopy(model).requires_grad_(False).eval()
+            self.teachers[0].source = copy_model(model).requires_grad_(False).eval()
         super().bind(learn)
 
     def _look(self): self.looked_at = self.dls  # the average starts as good as the student

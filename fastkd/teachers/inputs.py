@@ -55,14 +55,16 @@ def _tfm_size(dls):
 
 def input_size(
     dls, # `DataLoaders`, with items or (from `load_learner`) without
-)->tuple: # (height, width), or None if unknown
+    i:int=0, # which of the inputs
+)->tuple: # (height, width), of volumes (depth, height, width), or None if unknown
     "Size of the images in `dls`: of the first item or, without items, the size that the transforms set"
     dl = dls.loaders[-1] if getattr(dls, 'loaders', None) else None
     try: has = len(dl.dataset) > 0 and hasattr(dl, 'after_item')
     except (TypeError,AttributeError): has = False
     if not has: return _tfm_size(dls)
-    with keep_rng(): x = dl.new(bs=1, shuffle=False, num_workers=0, drop_last=False).one_batch()[0]
-    return tuple(x.shape[-2:]) if isinstance(x, Tensor) and x.ndim == 4 else None
+    with keep_rng(): b = dl.new(bs=1, shuffle=False, num_workers=0, drop_last=False).one_batch()
+    x = b[i] if i < len(b) else None
+    return tuple(x.shape[2:]) if isinstance(x, Tensor) and x.ndim in (4,5) else None
 
 # %% ../../nbs/teachers/01_inputs.ipynb #e3fe7bf0
 def token_names(
@@ -109,20 +111,44 @@ def _as_size(size):
     "`size` as (height, width), or None"
     if isinstance(size, int): size = (size,size)
     if size is None: return None
-    if len(size)!=2 or min(size)<1: raise ValueError(f"size={size}: give pixels, an int or (height, width)")
+    if len(size) not in (2,3) or min(size)<1:
+        raise ValueError(f"size={size}: give pixels, an int or (height, width), of volumes (depth, height, width)")
     return tuple(size)
+
+def _as_inputs(inputs):
+    "`inputs` as a list of indexes, or None"
+    if inputs is None: return None
+    if isinstance(inputs, int): inputs = [inputs]
+    if not len(inputs) or not all(isinstance(i, int) and i >= 0 for i in inputs):
+        raise ValueError(f"inputs={inputs}: give the numbers of the student's inputs that the teacher reads, from 0, such as [1]")
+    return list(inputs)
+
+def _is_image(x): return isinstance(x, Tensor) and x.ndim in (4,5) and x.is_floating_point()
+
+def _full_size(size, x):
+    "`size` for the images or volumes `x`: for volumes, two equal numbers are a cube, and two others leave the depth as it is"
+    n = x.ndim-2
+    if len(size) == n: return size
+    if len(size) == 3: raise ValueError(f"size={size} is for volumes, but the images have the shape {tuple(x.shape)}: give (height, width)")
+    return (size[0] if size[0] == size[1] else x.shape[2], *size)
 
 def _affine(x, m):
     "`x*scale + shift`"
-    scale,shift = m
-    return x*scale.to(x.device) + shift.to(x.device)
+    scale,shift = (o.to(x.device).reshape(1, -1, *[1]*(x.ndim-2)) for o in m)
+    n = max(scale.shape[1], shift.shape[1])
+    if n not in (1, x.shape[1]) and x.shape[1] != 1:
+        raise ValueError(f"norm has {n} channels, but the inputs have {x.shape[1]}, {tuple(x.shape)}: "
+                         "give mean and std of as many channels, Teacher(teacher, norm=(mean, std))")
+    return x*scale + shift
 
 class InputMap:
     "Convert the student's inputs to the teacher's: normalisation, image size, tokens and the continuous columns of a table"
     def __init__(self,
         norm=None, # (mean, std) that the teacher's images are normalised with; None: as in its own data, or else the student's
         size=None, # image size that the teacher expects, pixels: int or (height, width); None: as in its own data, or else the student's
+        inputs=None, # numbers of the student's inputs that the teacher reads, such as [1]; None: all
     ):
+        self.inputs = _as_inputs(inputs)
         self.norm = None if norm is None else as_stats(norm)
         self.size = _as_size(size)
         self.resize_to = self.size  # (height, width); None: any size will do
@@ -141,6 +167,7 @@ class InputMap:
         self.norm_map = None
         self.table_map = None
         self.notes = []
+        if self.inputs: self.notes.append(f"inputs: it reads number {', '.join(map(str, self.inputs))} of the student's")
         if hasattr(dls, 'cont_names'): self._bind_table(dls, t_dls)
         else:
             self._bind_norm(dls, t_dls)
@@ -161,7 +188,7 @@ class InputMap:
     def _bind_size(self, dls, t_dls):
         if self._sized_for is not dls:  # reading a size opens an image: once is enough
             self.resize_to = self.size or (None if t_dls is None or t_dls is dls else input_size(t_dls))
-            self._resizes = self.resize_to and self.resize_to != input_size(dls)
+            self._resizes = self.resize_to and self.resize_to != input_size(dls, self.inputs[0] if self.inputs else 0)
             self._sized_for = dls
         if self._resizes: self.notes.append("input size: images are resized to {}×{}".format(*self.resize_to))
 
@@ -175,15 +202,23 @@ class InputMap:
         xb:tuple, # the student's inputs
     )->tuple: # the teacher's
         "`xb` as the teacher expects it"
-        xb = list(xb)
+        xb = self._chosen(xb)
         x = xb[0]
         if self.token_map is not None: xb[0] = self.token_map.to(x.device)[x]
         if self.table_map: xb[1] = _affine(xb[1], self.table_map)
-        if isinstance(x, Tensor) and x.ndim==4 and x.is_floating_point(): xb[0] = self._images(x)
-        return tuple(xb)
+        n = next((o.shape[1] for o in xb if _is_image(o)), None)  # others, such as masks and depth maps, stay as they are
+        return tuple(self._images(o) if _is_image(o) and o.shape[1] == n else o for o in xb)
+
+    def _chosen(self, xb):
+        "The inputs that the teacher reads"
+        if self.inputs is None: return list(xb)
+        if max(self.inputs) >= len(xb):
+            raise ValueError(f"inputs={self.inputs}: the student has {len(xb)} inputs, numbered from 0: give numbers below {len(xb)}")
+        return [xb[i] for i in self.inputs]
 
     def _images(self, x):
         "Images resized, then normalised for the teacher"
-        if self.resize_to and tuple(x.shape[-2:]) != self.resize_to:
-            x = F.interpolate(x.float(), self.resize_to, mode='bilinear', antialias=True)
+        size = _full_size(self.resize_to, x) if self.resize_to else x.shape[2:]
+        if tuple(x.shape[2:]) != tuple(size):
+            x = F.interpolate(x.float(), size, **(dict(mode='bilinear', antialias=True) if x.ndim==4 else dict(mode='trilinear')))
         return _affine(x, self.norm_map) if self.norm_map else x

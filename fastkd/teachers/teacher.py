@@ -6,14 +6,14 @@
 __all__ = ['Teacher', 'merge_logits', 'Teachers']
 
 # %% ../../nbs/teachers/02_teacher.ipynb #4c924753
-import itertools, math, os
+import math, os
 from collections.abc import Mapping
 from contextlib import nullcontext
 import torch, torch.nn.functional as F
 from fastai.learner import Learner
 from fastcore.basics import getcallable, listify
 from ..models.layers import unwrap
-from ..models.reading import eval_mode, model_output
+from ..models.reading import eval_mode, keep_buffers, model_output, probing
 from .classes import class_columns, class_names
 from .inputs import InputMap
 from torch import Tensor, nn
@@ -52,6 +52,18 @@ def _class_notes(columns, names, t_names, class_map):
     how = "in another order" if len(t)==len(t_names) else f"out of the teacher's {len(t_names)}"
     return [f"classes: {len(t)} matched by name, {how}"]
 
+_precisions = torch.float16,torch.bfloat16,torch.float32,torch.float64 # that a model's inputs can have
+
+def _in_channels(model):
+    "Number of channels that the first convolution of `model` takes, or None"
+    return next((m.in_channels for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
+
+def _is_grey(x): return isinstance(x, Tensor) and x.ndim in (4,5) and x.shape[1] == 1
+
+def _wrong_channels(name, n, x):
+    return (f"teacher={name} takes {n} channel{'s' if n>1 else ''}, but the student's inputs have {x.shape[1]}, {tuple(x.shape)}: "
+            f"wrap it in a module that makes {n} of {x.shape[1]}, or choose another input with Teacher(teacher, inputs=[…])")
+
 class Teacher:
     "`source`, a `Learner` or a module, as a frozen predictor for the student's inputs and classes; TypeError for anything else"
     def __init__(self,
@@ -60,14 +72,17 @@ class Teacher:
         size=None, # image size that it expects, pixels: int or (height, width); None: a Learner's own, or else the student's
         vocab=None, # names of its classes, in order; None: a Learner's own, or else the student's
         class_map:dict=None, # {student class: teacher class or index}; classes that it leaves out are not distilled
+        inputs:list=None, # numbers of the student's inputs that it reads, such as [1]; None: all
     ):
         _check_source(source)
         if class_map is not None and not isinstance(class_map, dict):
             raise TypeError(f"class_map={class_map!r}: give a dict {{student class: teacher class}}")
         self.source = source
-        self.input_map = InputMap(norm, size)
+        self.input_map = InputMap(norm, size, inputs)
+        self.rgb = None # are grey images repeated as three channels? None: not known yet
         self.vocab = None if vocab is None else [str(o) for o in vocab]
         self.class_map = class_map
+        self.moving = None # (module, name) of the buffers that move in eval mode; None: not known yet
         self.columns = None,None  # those of the student's and the teacher's logits that belong together; None: all
         self.notes = []
 
@@ -89,6 +104,7 @@ class Teacher:
         classes:bool=True, # does the student predict classes?
     ):
         "Work out how the student's inputs and classes become the teacher's; `notes` describes it"
+        self.moving = self.rgb = None
         names = class_names(dls) if classes else None
         t_names = self.vocab or (class_names(self.t_dls) if classes else None)
         self.columns = class_columns(names, t_names, self.class_map)
@@ -98,8 +114,26 @@ class Teacher:
     def inputs(self,
         xb:tuple, # the student's inputs
     )->tuple: # the teacher's
-        "`xb` as the teacher expects it, in the precision of its parameters; quantised ones don't count"
-        xb,p = self.input_map(xb),next((o for o in self.model.parameters() if o.is_floating_point()), None)
+        "`xb` as the teacher expects it, in the precision of its parameters"
+        xb = self._in_precision(self.input_map(xb))
+        if self.rgb is None: self._check_channels(xb)
+        return tuple(o.expand(-1, 3, *o.shape[2:]) if _is_grey(o) else o for o in xb) if self.rgb else xb
+
+    def _check_channels(self, xb):
+        "Find out whether grey images have to become three channels; ValueError for other numbers of channels that don't fit"
+        self.rgb,n = False,_in_channels(self.model)
+        x = next((o for o in xb if isinstance(o, Tensor) and o.ndim in (4,5)), None)
+        if n is None or x is None or x.shape[1] == n: return
+        try:
+            with probing(self.model): self.model(*(o[:2] for o in xb))
+        except RuntimeError as e:
+            self.rgb = n == 3 and x.shape[1] == 1
+            if not self.rgb: raise ValueError(_wrong_channels(self.name, n, x)) from e
+            self.notes.append("channels: grey images are repeated as three channels")
+
+    def _in_precision(self, xb):
+        "`xb` in the precision of the parameters"
+        p = next((p for p in self.model.parameters() if p.dtype in _precisions), None)  # a quantised teacher also has int8 and float8
         if p is None or torch.is_autocast_enabled(p.device.type): return xb
         return tuple(o.to(p.dtype) if isinstance(o, Tensor) and o.is_floating_point() else o for o in xb)
 
@@ -111,8 +145,25 @@ class Teacher:
         xb = self.inputs(xb)
         run = unwrap(self.model)._call_impl if taps else self.model  # not compiled code, which can ignore new hooks
         devs = [xb[0].device.index] if isinstance(xb[0], Tensor) and xb[0].is_cuda else []
-        with eval_mode(self.model), torch.no_grad(), torch.random.fork_rng(devs), taps or nullcontext(): res = model_output(run(*xb))
-        return res.clone() if res.is_inference() else res  # a loss can't save what `inference_mode` made
+        with eval_mode(self.model), self._keep_buffers() as moved, torch.no_grad(), torch.random.fork_rng(devs), taps or nullcontext():
+            z = model_output(run(*xb)).detach()
+            if z.is_quantized: z = z.dequantize()
+            if z.is_inference() or self.moving or self.moving is None: z = z.clone()  # `z` may be a buffer
+        if self.moving is None: self.moving = moved
+        return z
+
+    def _keep_buffers(self):
+        "Keep the buffers: all in the first call, which finds out which ones move; later only those"
+        return nullcontext() if self.moving == [] else keep_buffers(self.model, self.moving)
+
+    def to(self, device):
+        "Move the model to `device`; one that cannot be moved, as some quantised ones, may already be there"
+        try: self.model.to(device)
+        except Exception as e:
+            devices = {t.device for t in (*self.model.parameters(), *self.model.buffers())}
+            if devices <= {torch.device(device)}: return
+            raise ValueError(f"teacher={self.name} cannot be moved to {device}, where the student is, from "
+                             f"{', '.join(sorted(map(str, devices)))} ({e}): load it on {device}") from e
 
     def reset(self):
         "Forget the hidden state if the model has one"
@@ -180,7 +231,7 @@ class Teachers:
 
     def to(self, device):
         "Move each teacher to `device`"
-        for o in self: _move(o, device)
+        for o in self: o.to(device)
 
     def reset(self):
         "Forget the hidden states"
@@ -193,14 +244,6 @@ class Teachers:
     )->list: # logits of each for the student's classes, (B, C, *)
         "The predictions of each teacher, with the columns in the student's order"
         return [_take(o(xb, taps), o.columns[1], axis) for o in self]
-
-def _move(teacher, device):
-    "Move the teacher to `device`; one that refuses can stay if it is there already, as quantised models are"
-    try: teacher.model.to(device)
-    except Exception as e:
-        tensors = itertools.chain(teacher.model.parameters(), teacher.model.buffers())
-        if all(o.device == torch.empty(0, device=device).device for o in tensors): return
-        raise ValueError(f"teacher={teacher.name} can't be moved to {device} ({e}): load it there, or move the student to where it is") from e
 
 def _take(z, cols, axis):
     "The columns `cols` of the logits `z`; None: all"

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['n_items', 'n_values', 'calibrated_temperature']
 
-# %% ../../nbs/training/14_calibrate.ipynb #396d977f
+# %% ../../nbs/training/14_calibrate.ipynb #3d822f98
 import math, torch
 from fastai.torch_core import cast, to_device
 from ..models.reading import keep_rng
 from ..teachers.calibrate import fit_temperature
 from ..teachers.teacher import merge_logits
-from .checks import events_before
+from .checks import events_before, others_kept
 from torch import Tensor
 
-# %% ../../nbs/training/14_calibrate.ipynb #32dce74d
+# %% ../../nbs/training/14_calibrate.ipynb #67a92881
 n_items = 512 # validation items
 n_values = 2e7 # logits in memory at the same time, for dense tasks and language models
 
@@ -54,8 +54,15 @@ def calibrated_temperature(
     task, # `Task` of the student
 )->tuple: # temperature, and the number of labels that it comes from; 1 and 0 without labels
     "The temperature of the teachers, fitted on labelled validation items"
-    zs,ys = [],[]
     if len(learn.dls.loaders) < 2 or task.kind != 'single' or not len(teachers): return 1.,0
+    with others_kept(learn): zs,ys = _valid_logits(learn, teachers, task)
+    if not zs: return 1.,0
+    z,y = torch.cat(zs),torch.cat(ys)
+    return fit_temperature(z, y),int((y >= 0).sum())
+
+def _valid_logits(learn, teachers, task):
+    "Lists of logits (N, C) and labels (N,), an entry per batch"
+    zs,ys = [],[]
     for b in _valid_batches(learn, n_items):
         xb,yb = events_before(learn, *b)
         if not len(yb) or not isinstance(yb[0], Tensor) or yb[0].is_floating_point(): break
@@ -64,6 +71,4 @@ def calibrated_temperature(
         zs.append(z)
         ys.append(_known(y, teachers.columns, task.ignore_index))
     teachers.reset()
-    if not zs: return 1.,0
-    z,y = torch.cat(zs),torch.cat(ys)
-    return fit_temperature(z, y),int((y >= 0).sum())
+    return zs,ys

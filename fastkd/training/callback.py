@@ -12,7 +12,7 @@ from ..models.reading import model_output
 from ..teachers.teacher import Teachers
 from .attached import check_only_one
 from .calibrate import calibrated_temperature
-from .checks import bind_to_learner, check_finite, check_labelled, check_losses, check_preds, events_before, look, warn_of_teacher, warn_of_expectations
+from .checks import bind_to_learner, check_finite, check_labelled, check_losses, check_preds, events_before, look, others_kept, warn_of_teacher, warn_of_expectations
 from .columns import DistillationColumns, History
 from .describe import summary_lines
 from .expect import expectations
@@ -116,8 +116,12 @@ class KnowledgeDistillation(SavesAdapters):
         "Get ready to record the student's layers"
         if self.off: return
         check_labelled(self.objective.needs_labels, self.yb, self.iter)
-        self.trained.make(self.learn, self.objective, self.teachers, lambda: events_before(self.learn, self.xb, self.yb)[0])
+        self.trained.make(self.learn, self.objective, self.teachers, self._inputs)
         self.trained.arm(self.model)
+
+    def _inputs(self):
+        "What the model will get, after `before_batch` of the callbacks that are still to come"
+        with others_kept(self.learn): return events_before(self.learn, self.xb, self.yb)[0]
 
     def after_pred(self):
         "Hide labels of -1 from the task loss, now that no callback changes the batch any more"

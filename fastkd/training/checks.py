@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['check_models', 'check_features', 'check_losses', 'check_labels', 'check_labelled', 'check_batches', 'bind_to_learner',
-           'check_preds', 'check_finite', 'scores', 'measure', 'verdicts', 'events_before', 'events_after',
-           'valid_batch', 'student_output', 'look', 'warn_of_teacher', 'warn_of_expectations']
+           'check_preds', 'check_finite', 'scores', 'measure', 'verdicts', 'others_kept', 'events_before',
+           'events_after', 'valid_batch', 'student_output', 'look', 'warn_of_teacher', 'warn_of_expectations']
 
 # %% ../../nbs/training/06_checks.ipynb #9025939b
 import torch, torch.distributed as dist
+from contextlib import contextmanager
 from fastai.callback.mixup import MixHandler
 from fastai.data.core import TfmdDL
 from fastai.torch_core import cast, to_device
@@ -16,7 +17,7 @@ from fastcore.basics import first
 from ..losses.base import value_at
 from ..losses.features import FeatureLoss
 from ..models.layers import resolve_layers, unwrap
-from ..models.reading import eval_mode, keep_rng, model_output, probing, warn_user
+from ..models.reading import eval_mode, keep_buffers, keep_rng, model_output, probing, warn_user
 from ..teachers.teacher import merge_logits
 from .labels import batch_labels
 from .objective import taught
@@ -208,6 +209,18 @@ def _others(learn, event):
     def written_by(c): return getattr(getattr(type(c), event, None), '__module__', 'fastai').split('.')[0]
     return [c for c in learn.cbs.sorted('order') if written_by(c) not in ('fastai','fastkd') or type(c).__name__ in _needed]
 
+@contextmanager
+def others_kept(
+    learn, # `Learner`
+):
+    "Context manager: on exit, the callbacks that took part in `events_before` and `events_after` are as they were"
+    kept = [(c, dict(vars(c))) for event in ('before_batch','after_pred') for c in _others(learn, event)]
+    try: yield
+    finally:
+        for c,attrs in kept:
+            vars(c).clear()
+            vars(c).update(attrs)
+
 _missing = object()
 
 def _fire(learn, event, **attrs):
@@ -259,7 +272,7 @@ def student_output(
 ): # what `model` returns
     "The output of `model`: in eval mode, without a graph, and with its hidden state reset"
     if taps is None:
-        with eval_mode(model), torch.no_grad(), keep_rng(): res = model(*xb)
+        with eval_mode(model), keep_buffers(model), torch.no_grad(), keep_rng(): res = model(*xb)
         if hasattr(model, 'reset'): model.reset()
         return res
     with probing(model), taps: return unwrap(model)._call_impl(*xb)  # compiled code may ignore new hooks
@@ -274,6 +287,9 @@ def look(
     if dist.is_available() and dist.is_initialized(): return None  # the loaders would wait for the other processes
     b = valid_batch(learn)
     if b is None: return None
+    with others_kept(learn): return _looked(learn, teachers, objective, trained, b)
+
+def _looked(learn, teachers, objective, trained, b):
     xb,yb = events_before(learn, *b)
     task = objective.task
     if trained: trained.make(learn, objective, teachers, lambda: xb)
@@ -295,6 +311,14 @@ def _feature_values(learn, features, taps, n):
     items = torch.arange(n) % (getattr(learn.dls.train, 'n', None) or n)
     return features(taps[0].pop(), taps[1].pop(), 0., items)
 
+def _with_gradient(f, pred):
+    "`f(pred)` without a graph, after a trial with one, which can fail where this doesn't"
+    with torch.enable_grad(), keep_rng():
+        p = pred.detach().requires_grad_()
+        v = f(p)
+        if isinstance(v, Tensor) and v.requires_grad: torch.autograd.grad(v, p, allow_unused=True)
+    return v.detach() if isinstance(v, Tensor) else v
+
 @torch.no_grad()
 def _try(objective, pred, preds, teachers, labels, features):
     "Each term times its weight, by name; None where this batch cannot show it"
@@ -302,7 +326,7 @@ def _try(objective, pred, preds, teachers, labels, features):
     for name,l in zip(objective.names, objective.terms):
         if isinstance(l, FeatureLoss): v = None if features is None else next(values)
         elif l.needs and labels is None or len(pred) < l.min_items: v = None
-        else: v = objective.term(l, pred, preds, teachers, labels)
+        else: v = _with_gradient(lambda p: objective.term(l, p, preds, teachers, labels), pred)
         res[name] = None if v is None else value_at(l.weight, 0.)*v
     return res
 

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['n_items', 'right_in_training', 'expectations']
 
-# %% ../../nbs/training/15_expect.ipynb #2bd299ad
+# %% ../../nbs/training/15_expect.ipynb #4e17dd77
 from fastai.data.load import DataLoader
 from fastai.torch_core import cast, to_device
 from ..teachers.teacher import merge_logits
-from .checks import events_before
+from .checks import events_before, others_kept
 from .checkpoint import random_states, set_random_states
 from .task import score
 from torch import Tensor
 
-# %% ../../nbs/training/15_expect.ipynb #b04ed283
+# %% ../../nbs/training/15_expect.ipynb #deee9e59
 n_items = 256 # training items
 
 def _train_batches(learn, n):
@@ -48,7 +48,7 @@ def right_in_training(
     n = sum(k for _,k in found)
     return (sum(v*k for v,k in found)/n,n) if n else (None,0)
 
-# %% ../../nbs/training/15_expect.ipynb #abfe144c
+# %% ../../nbs/training/15_expect.ipynb #8e02e5ff
 _by_heart = ("The teacher is right about all {n} training items that were tried, so its answers tell the student little that the labels don't. "
              "More augmentation, images without labels, or a teacher that has learned from more data would help")
 _two = ("There are two classes, so the teacher's answer for an item is a single number: expect less than with many classes, and compare "
@@ -61,6 +61,6 @@ def expectations(
     n_classes:int=None, # size of the predictions' class axis; None: unknown
 )->list: # of sentences; the first one, if any, is about the teacher
     "Why distillation may add little here, and what would help"
-    acc,n = right_in_training(learn, teachers, task)
+    with others_kept(learn): acc,n = right_in_training(learn, teachers, task)
     res = [_by_heart.format(n=n)] if acc == 1. and n >= 100 else []
     return res + [_two]*(task.kind == 'single' and n_classes == 2)

@@ -110,9 +110,10 @@ class FeaturePairs:
         return [[next(it) for _ in ps] for ps in self.pairs_of]
 
     def canonical(self, fs:list, ft:list):
-        "Recorded features as (B, C, *) pairs, in float32, or in float64 if the student's are"
-        double = any(f.dtype == torch.float64 for f in fs)
-        def _first(f, axis): return to_channels_first(f.double() if double else f.float(), axis)
+        "Recorded features as (B, C, *) pairs, in float32, or in float64 if the student's are; the teacher's without a graph"
+        dtype = torch.float64 if fs[0].dtype == torch.float64 else torch.float32
+        ft = [t.detach() for t in ft]
+        def _first(f, axis): return to_channels_first(f.to(dtype), axis)
         return list(zip(*[[_first(f, a) for f,a in zip(o, axes)] for o,axes in zip((fs,ft), self.axes)]))
 
     def __call__(self,

@@ -41,10 +41,9 @@ def taught(
     taps=None, # records layers of the only teacher
     kind:str=None, # of the student's task
 )->list: # logits of each, (B, C, *)
-    "What each teacher predicts for the student's classes, at the size of `pred`; in double precision only if `pred` is"
-    return [resize_logits(yes_no(_as_precise(z, pred), pred, kind), pred) for z in teachers(xb, axis, taps)]
-
-def _as_precise(z, pred): return z.float() if z.dtype == torch.float64 and pred.dtype != torch.float64 else z
+    "What each teacher predicts for the student's classes, at the size of `pred`, in its precision or in float32 if that is lower"
+    dtype = torch.float64 if pred.dtype == torch.float64 else torch.float32
+    return [resize_logits(yes_no(z.to(dtype), pred, kind), pred) for z in teachers(xb, axis, taps)]
 
 def _only(y, columns, n):
     "Labels `y` of `n` classes as indexes into `columns`; -1 for classes that are not among them"

@@ -27,7 +27,7 @@ def test_eval_mode_at_every_batch_and_flags_given_back():
 
 def test_flags_are_given_back_after_an_error():
     m = cnn(4).train()
-    with pytest.raises(RuntimeError): bound(m, SimpleNamespace())((torch.randn(2,5,8,8),))
+    with pytest.raises(ValueError): bound(m, SimpleNamespace())((torch.randn(2,5,8,8),))
     assert all(o.training for o in m.modules())
 
 def test_random_numbers_of_the_teacher_are_its_own():
