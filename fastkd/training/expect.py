@@ -6,6 +6,7 @@
 __all__ = ['n_items', 'right_in_training', 'expectations']
 
 # %% ../../nbs/training/15_expect.ipynb #4e17dd77
+from fastai.callback.mixup import MixHandler
 from fastai.data.load import DataLoader
 from fastai.torch_core import cast, to_device
 from ..teachers.teacher import merge_logits
@@ -35,12 +36,14 @@ def right_in_training(
     teachers, # `Teachers`, bound to its data
     task, # `Task` of the student
 )->tuple: # accuracy of the teachers, and the number of training items; None and 0 if there is nothing to measure
-    "How often the teachers are right about training items, as the student sees them"
+    "How often the teachers are right about training items, as the student sees them; not measured if some have no label"
     found = []
-    if task.kind != 'single' or not len(teachers) or teachers.columns is not None: return None,0
+    mixed = any(isinstance(c, MixHandler) for c in learn.cbs)  # the teacher's answers for mixed images say more than the labels
+    if task.kind != 'single' or not len(teachers) or teachers.columns is not None or mixed: return None,0
     for b,i in _train_batches(learn, n_items):
         if len(b) <= i or not isinstance(b[i], Tensor) or b[i].is_floating_point(): break
         xb,yb = events_before(learn, tuple(b[:i]), tuple(b[i:]))
+        if (yb[0] == -1).any(): return None,0  # the teacher labels the others
         z = merge_logits(teachers(xb, task.axis), teachers.weights, axis=task.axis)
         v = score(task, z, yb[0]) if len(z) == len(yb[0]) else None
         if v is not None: found.append((v, len(yb[0])))

@@ -74,6 +74,17 @@ def test_what_cannot_be_measured():
     learn.dls = DataLoaders(unlabelled, dls.valid)
     eq(right_in_training(learn, Teachers(teacher), task_of(learn.loss_func)), (None,0))
 
+def test_where_the_teacher_says_more_than_the_labels():
+    "Items without a label, and MixUp"
+    dls,teacher = vectors(128)
+    some = [(x, tensor(-1) if i % 9 == 0 else y) for i,(x,y) in enumerate(dls.train.dataset)]
+    few = DataLoaders(DataLoader(some, bs=32), dls.valid)
+    learn = learner(few, teacher)
+    eq(right_in_training(learn, Teachers(teacher), task_of(learn.loss_func)), (None,0))
+    learn = learner(dls, teacher)
+    learn.add_cb(MixUp())
+    eq(expectations(learn, Teachers(teacher), task_of(learn.loss_func)), [])
+
 def test_no_random_number_is_used_up():
     dls,teacher = vectors()
     learn = learner(dls, teacher)
