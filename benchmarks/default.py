@@ -270,7 +270,7 @@ def run(study, name, args):
     for seed,names in todo.items():
         if not names: continue
         makes = {o: methods[o](study, st, teacher) for o in names}
-        res = trial(makes[names[0]], None, makes, [seed], st.epochs, st.lr)
+        res = trial(partial(study.student, st), None, makes, [seed], st.epochs, st.lr)
         rows = res.runs.rename(columns=dict(valid_loss='nll')).assign(setting=name)
         rows = rows[['setting','method','seed','accuracy','nll','ece','seconds']].round(dict(accuracy=5, nll=5, ece=5, seconds=1))
         rows.to_csv(args.runs, mode='a', index=False, header=not args.runs.exists())

@@ -193,7 +193,7 @@ class KnowledgeDistillation(SavesAdapters):
         seen = look(self.learn, self.teachers, self.objective, self.trained)
         if not self.off: self.head.find(self.learn)
         notes = [] if self.off else self._expect(seen)
-        lines = summary_lines(self.learn, self.teachers, self.objective, self.trained.features, seen, str(self.head), n, notes)
+        lines = summary_lines(self.learn, self.teachers, self.objective, self.trained.features, seen, str(self.head), n, notes, len(self.rows))
         return PrettyString('\n'.join(lines))
 
 _one_is_enough = "give one the list of teachers or of losses, or take the other out with learn.remove_cb(KnowledgeDistillation)"

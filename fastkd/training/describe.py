@@ -31,6 +31,7 @@ def summary_lines(
     head:str='', # what is special about the student's last layer
     n_labels:int=0, # number of labels on which the teachers were calibrated
     notes:list=(), # what to expect, in sentences
+    epochs:int=0, # how many have been trained with this callback
 ):
     "The lines of `summary()`"
     yield f"Student: {type(unwrap(learn.model)).__name__}, {_n_params(learn.model)}"
@@ -40,7 +41,7 @@ def summary_lines(
     yield f"Loss: {formula(objective)}"
     if head: yield f"Learning rate: {head}"
     if seen is None: yield "There is no validation batch to try the terms on"
-    else: yield from _batch_lines(teachers, objective, features, **seen)
+    else: yield from _batch_lines(teachers, objective, features, epochs, **seen)
     yield from (f"Note: {o}" for o in notes)
 
 def _teacher_lines(teachers):
@@ -53,8 +54,9 @@ def _calibration(teachers, n):
     if not n: return "Calibration: none, since there are no validation labels"
     return f"Calibration: logits divided by {teachers.temperature:.3g}, which fits {n} validation labels best; SoftTarget() leaves them as they are"
 
-def _batch_lines(teachers, objective, features, n, task_loss, terms, scores, warnings, n_classes=None):
-    yield f"On one validation batch of {n}, before training: " + ("no labels" if task_loss is None else f"task loss {task_loss.item():.4g}")
+def _batch_lines(teachers, objective, features, epochs, n, task_loss, terms, scores, warnings, n_classes=None):
+    when = 'before training' if not epochs else f"after {epochs} epoch{'s' if epochs > 1 else ''}"
+    yield f"On one validation batch of {n}, {when}: " + ("no labels" if task_loss is None else f"task loss {task_loss.item():.4g}")
     for l,(name,v) in zip(objective.terms, terms.items()):
         yield f"  {name}: {'not measured' if v is None else f'{v.item():.4g} with its weight'}, {l!r}"
         if isinstance(l, FeatureLoss): yield from (f"    {o}" for o in features.describe(l))

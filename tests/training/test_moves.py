@@ -104,3 +104,11 @@ def test_other_callbacks_move_too(dls, teacher, tmp_path, make):
     with pytest.raises(ValueError, match=f'the {type(cb).__name__} of this learner has moved'): first.fit(1)
     second.fit(1, 1e-2)
     assert cb.learn is second
+
+def test_summary_says_if_it_is_before_or_after_training(dls, teacher):
+    learn = student(dls, cbs=kd_of(teacher))
+    kd = learn.knowledge_distillation
+    assert ', before training: task loss' in kd.summary()
+    for n in 1,2:
+        learn.fit(1, 1e-3)
+        assert f", after {n} epoch{'s' if n > 1 else ''}: task loss" in kd.summary()
