@@ -201,4 +201,5 @@ def _write(res, df, out, n_augs):
     tta.curve(n_augs).to_csv(out/'tta_curve.csv', index=False)
     plt.close('all')
     res.student.export(out.absolute()/'student.pkl')
-    for o in ('table.csv', 'runs.csv', 'all_labels.csv', 'loss_curves.png', 'tta_curve.png', 'tta_curve.csv', 'student.pkl'): print(f"wrote {out/o}")
+    files = 'table.csv', 'runs.csv', 'all_labels.csv', 'loss_curves.png', 'tta_curve.png', 'tta_curve.csv', 'student.pkl'
+    for o in files: print(f"wrote {out/o}")

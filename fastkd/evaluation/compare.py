@@ -448,7 +448,7 @@ def _place(model):
 
 def compare(
     models:dict, # names and models: a `Learner`, a module that returns logits, or a list of them (seeds of one architecture)
-    dl:DataLoader=None, # labelled items, which a learner reads with its own transforms; None: each learner's validation set, with the same items
+    dl:DataLoader=None, # labelled items, read with a learner's own transforms; None: each learner's validation set, with the same items
     metrics=None, # metrics of fastai, scikit-learn or torchmetrics, or functions of (preds, targs); None: those of the reference
     reference:str=None, # name of the model that the others are compared with; None: the first one
     latency=(1,32), # batch sizes for which to measure the time of a forward pass; (): none

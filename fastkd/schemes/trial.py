@@ -107,7 +107,7 @@ def _train_all(runner, finished, note, has_bar):
 def trial(
     make, # function that returns a fresh student `Learner`
     teacher, # a trained `Learner`, nn.Module, `Teacher`, or a list of them; None: if no method needs one
-    methods:dict=None, # name → arguments of `KnowledgeDistillation`, None, 'smooth', 'faster head' or a function; None: alone, with smoothing, distilled
+    methods:dict=None, # name → arguments of `KnowledgeDistillation`, None, 'smooth', 'faster head' or a function; None: the default
     seeds=5, # number of seeds, or a list of them
     n_epoch:int=10, # epochs per run
     lr_max:float=None, # as in `fit_one_cycle`; None: the learner's `lr`

@@ -23,7 +23,7 @@ def _check_source(o):
     "Raise unless `o` can be a teacher"
     if isinstance(o, Teacher): raise TypeError("Teacher(Teacher(…)): wrap the Learner or the module itself")
     if isinstance(o, type): raise TypeError(f"teacher={o.__name__} is a class: give an object, a trained Learner or nn.Module")
-    if isinstance(o, nn.ModuleDict): raise TypeError("teacher is an nn.ModuleDict: give one of its modules, or a list of them as an ensemble")
+    if isinstance(o, nn.ModuleDict): raise TypeError("teacher is an nn.ModuleDict: give one of its modules, or a list of them")
     if isinstance(o, (Learner,nn.Module)): return
     raise TypeError(f"teacher={_short(o)} is a {type(o).__name__}: {_remedy(o)}")
 
@@ -35,9 +35,12 @@ def _short(o):
 def _remedy(o):
     "What to do with something that is not quite a teacher"
     if isinstance(o, Mapping):
-        if o and all(isinstance(v, Tensor) for v in o.values()): return "a state dict has no model: make the model, call model.load_state_dict(…), and give the model"
+        if o and all(isinstance(v, Tensor) for v in o.values()):
+            return "a state dict has no model: make the model, call model.load_state_dict(…), and give the model"
         return "a checkpoint is no model: make the model, load the state dict from the checkpoint into it, and give the model"
-    if isinstance(o, (str,os.PathLike)): return "give a trained Learner or an nn.Module: load_learner(path) reads an exported learner, model.load_state_dict(torch.load(path)) weights"
+    if isinstance(o, (str,os.PathLike)):
+        return ("give a trained Learner or an nn.Module: load_learner(path) reads an exported learner, "
+                "model.load_state_dict(torch.load(path)) weights")
     if hasattr(o, 'predict_proba') or hasattr(o, 'predict'):
         return "wrap its predictions in an nn.Module whose forward returns logits, such as the logarithm of predict_proba"
     if callable(o): return "a function is no model: call it if it makes one, or wrap it in an nn.Module"

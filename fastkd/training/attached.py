@@ -62,8 +62,8 @@ class MovedAway(StaysHere):
     ): self.what = what
 
     def before_train(self):
-        raise ValueError(f"the {self.what} of this learner has moved to another learner, which it was given to later, so this one would train "
-                         f"without it: add a new {self.what}, or, to train without, call learn.remove_cb(learn.moved_away)")
+        raise ValueError(f"the {self.what} of this learner has moved to another learner, which it was given to later, so this one "
+                         f"would train without it: add a new {self.what}, or, to train without, call learn.remove_cb(learn.moved_away)")
 
 # %% ../../nbs/training/09_attached.ipynb #45c4cb40
 def check_only_one(

@@ -148,7 +148,8 @@ class KnowledgeDistillation(SavesAdapters):
     def _terms(self, pred, pos):
         "Each term times its weight, by name"
         objective,features,first = self.objective,self.trained.features,self.teacher_preds is None
-        self.teacher_preds = taught(self.teachers, self.xb, pred, objective.task.axis, features and features.recording[1], objective.task.kind)
+        axis,kind = objective.task.axis,objective.task.kind
+        self.teacher_preds = taught(self.teachers, self.xb, pred, axis, features and features.recording[1], kind)
         if first: check_preds(objective.task, pred, self.teacher_preds, self.teachers)
         items = item_numbers(self.dl, self.iter, len(pred)) if objective.by_item else None
         on_features = features.recorded(pos, items) if features else ()
@@ -193,7 +194,8 @@ class KnowledgeDistillation(SavesAdapters):
         seen = look(self.learn, self.teachers, self.objective, self.trained)
         if not self.off: self.head.find(self.learn)
         notes = [] if self.off else self._expect(seen)
-        lines = summary_lines(self.learn, self.teachers, self.objective, self.trained.features, seen, str(self.head), n, notes, len(self.rows))
+        lines = summary_lines(self.learn, self.teachers, self.objective, self.trained.features, seen, str(self.head), n, notes,
+                              len(self.rows))
         return PrettyString('\n'.join(lines))
 
 _one_is_enough = "give one the list of teachers or of losses, or take the other out with learn.remove_cb(KnowledgeDistillation)"

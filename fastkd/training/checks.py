@@ -303,7 +303,8 @@ def _looked(learn, teachers, objective, trained, b):
     terms = _try(objective, pred, preds, teachers, batch_labels(task, yb), features)
     found = _scores(task, yb, preds, pred, teachers)
     n_classes = pred.shape[task.axis] if pred.ndim > 1 else 1
-    return dict(n=len(pred), n_classes=n_classes, task_loss=learn.loss_func(out, *yb) if trained and len(yb) else None, terms=terms, scores=found,
+    task_loss = learn.loss_func(out, *yb) if trained and len(yb) else None
+    return dict(n=len(pred), n_classes=n_classes, task_loss=task_loss, terms=terms, scores=found,
                 warnings=verdicts(found, measure(task)) if found else [])
 
 @torch.no_grad()

@@ -52,7 +52,8 @@ def _teacher_lines(teachers):
 
 def _calibration(teachers, n):
     if not n: return "Calibration: none, since there are no validation labels"
-    return f"Calibration: logits divided by {teachers.temperature:.3g}, which fits {n} validation labels best; SoftTarget() leaves them as they are"
+    return (f"Calibration: logits divided by {teachers.temperature:.3g}, which fits {n} validation labels best; "
+            "SoftTarget() leaves them as they are")
 
 def _batch_lines(teachers, objective, features, epochs, n, task_loss, terms, scores, warnings, n_classes=None):
     when = 'before training' if not epochs else f"after {epochs} epoch{'s' if epochs > 1 else ''}"

@@ -52,8 +52,8 @@ def right_in_training(
     return (sum(v*k for v,k in found)/n,n) if n else (None,0)
 
 # %% ../../nbs/training/15_expect.ipynb #8e02e5ff
-_by_heart = ("The teacher is right about all {n} training items that were tried, so its answers tell the student little that the labels don't. "
-             "More augmentation, images without labels, or a teacher that has learned from more data would help")
+_by_heart = ("The teacher is right about all {n} training items that were tried, so its answers tell the student little that the labels "
+             "don't. More augmentation, images without labels, or a teacher that has learned from more data would help")
 _two = ("There are two classes, so the teacher's answer for an item is a single number: expect less than with many classes, and compare "
         "with label smoothing")
 

@@ -80,7 +80,7 @@ class FasterHead(StaysHere):
     "Train the last layer of the model with a learning rate that is `factor` times as large"
     run_valid = False
     def __init__(self,
-        factor='auto', # number above 0, or 'auto': 4096 divided by the layer's inputs, but from 1 to 16; 1 for SGD, and unless each item has a single label
+        factor='auto', # number above 0, or 'auto': 4096 divided by the layer's inputs, 1 to 16; 1 for SGD and multi-label tasks
     ): self.steps = HeadSteps(factor)
 
     def before_fit(self): self.steps.find(self.learn)

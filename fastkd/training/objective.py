@@ -30,8 +30,8 @@ def yes_no(
     "A yes/no task in the student's form: the difference of two logits for a student with one, (0, z) for a student with two"
     one,other = pred.numel() == len(pred),z.numel() == len(z)
     if kind == 'binary' and one and z.ndim == 2 and z.shape[1] == 2: return (z[:,1]-z[:,0]).reshape(pred.shape)
-    if kind == 'single' and pred.ndim == 2 and pred.shape[1] == 2 and other: return torch.stack([torch.zeros_like(z), z], -1).reshape(pred.shape)
-    return z
+    if not (kind == 'single' and pred.ndim == 2 and pred.shape[1] == 2 and other): return z
+    return torch.stack([torch.zeros_like(z), z], -1).reshape(pred.shape)
 
 def taught(
     teachers, # `Teachers`
