@@ -228,6 +228,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastkd.evaluation.facts._call': ('evaluation/facts.html#_call', 'fastkd/evaluation/facts.py'),
                                          'fastkd.evaluation.facts._epochs_text': ( 'evaluation/facts.html#_epochs_text',
                                                                                    'fastkd/evaluation/facts.py'),
+                                         'fastkd.evaluation.facts._extra_facts': ( 'evaluation/facts.html#_extra_facts',
+                                                                                   'fastkd/evaluation/facts.py'),
                                          'fastkd.evaluation.facts._feed': ('evaluation/facts.html#_feed', 'fastkd/evaluation/facts.py'),
                                          'fastkd.evaluation.facts._feed_each': ( 'evaluation/facts.html#_feed_each',
                                                                                  'fastkd/evaluation/facts.py'),

@@ -52,7 +52,8 @@ def _loss_code(loss):
     "A distillation loss with its numbers; layers that were named come first"
     if type(loss).__name__ == 'FunctionLoss': return as_code(loss.func)
     layers = {'layers': loss.layers} if getattr(loss, 'layers', None) else {}
-    return _call(type(loss).__name__, kwargs=layers | {k: getattr(loss, k) for k in [*loss.names, 'weight']})
+    calibrated = {'calibrated': True} if getattr(loss, 'calibrated', False) else {}
+    return _call(type(loss).__name__, kwargs=layers | {k: getattr(loss, k) for k in [*loss.names, 'weight']} | calibrated)
 
 def _repr(o):
     text = _address.sub('', repr(o))
@@ -233,7 +234,15 @@ def distillation_facts(
     return {'Teachers' if len(teachers) > 1 else 'Teacher': lines or 'none',
             'Task': str(o.task),
             'Weight of the task loss': hard,
-            'Weight of the distillation loss': as_share(o.weight)}
+            'Weight of the distillation loss': as_share(o.weight),
+            **_extra_facts(kd)}
+
+def _extra_facts(kd):
+    "What is special about the teachers' logits and the student's last layer"
+    calibrated = f"logits divided by {kd.teachers.temperature:.3g}" if getattr(kd.objective, 'calibrated', False) else ''
+    factor = getattr(getattr(kd, 'head', None), 'factor', 1)
+    head = {} if factor == 1 else {'Learning rate of the last layer': f'head_lr={factor!r}'}
+    return ({'Calibration': calibrated} if calibrated else {}) | head
 
 def _one_minus(w): return as_share((lambda pos: 1-w(pos)) if callable(w) else 1-w)
 

@@ -79,7 +79,9 @@ def _learner_code(learn):
 def _callback_code(kd):
     o = kd.objective
     hard = [f'hard_weight={as_code(o.hard_weight)}'] if o.hard_weight is not None else []
-    args = ['teacher' if len(kd.teachers) else 'None', ('loss', o.terms), f'weight={as_code(o.weight)}', *hard]
+    factor = getattr(getattr(kd, 'head', None), 'factor', 'auto')
+    head = [f'head_lr={factor!r}'] if factor != 'auto' else []
+    args = ['teacher' if len(kd.teachers) else 'None', ('loss', o.terms), f'weight={as_code(o.weight)}', *hard, *head]
     return call_text('kd = KnowledgeDistillation(', args)
 
 def _trial_code(trial):

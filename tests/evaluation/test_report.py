@@ -334,3 +334,15 @@ def test_bad_input(tmp_path, kwargs, error, match):
 def test_unlabelled_items_for_test_time_augmentation(made, tmp_path):
     items = [o for o,_ in zip(made.dls.valid_ds.items, range(4))]
     with pytest.raises(ValueError, match='needs labels'): report(tmp_path/'a.html', tta=TTAEvaluator(made.teacher, made.dls.test_dl(items)))
+
+def test_calibration_and_the_rate_of_the_last_layer_are_part_of_the_configuration(made, tmp_path):
+    def page(**kwargs):
+        learn = learner(made.dls, 4)
+        learn.add_cb(KnowledgeDistillation(made.teacher, **kwargs))
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+        return learn.knowledge_distillation,report(tmp_path/'r.html', learn=learn).read_text()
+    kd,html = page()
+    assert f'logits divided by {kd.teachers.temperature:.3g}' in html and 'head_lr=&#39;auto&#39;' in html
+    assert 'calibrated=True' in html and 'head_lr=' not in html[html.index('kd = KnowledgeDistillation('):]
+    kd,html = page(loss=SoftTarget(), head_lr=1)
+    assert 'logits divided by' not in html and 'calibrated' not in html and 'head_lr=1' in html[html.index('kd = KnowledgeDistillation('):]
