@@ -79,7 +79,7 @@ def fastai_round(args, make_cb=None):
 def with_fastkd(args):
     from fastkd.training.callback import KnowledgeDistillation
     from fastkd.losses.soft_targets import SoftTarget
-    return fastai_round(args, lambda teacher: KnowledgeDistillation(teacher, SoftTarget(T=T), weight=weight, head_lr=1))  # what the loop does
+    return fastai_round(args, lambda teacher: KnowledgeDistillation(teacher, SoftTarget(T=T), weight=weight, head_lr=1))
 
 def with_fasterai(args):
     from fasterai.distill.all import KnowledgeDistillationCallback, SoftTarget

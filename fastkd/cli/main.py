@@ -42,7 +42,7 @@ def _parser():
         description="Train a teacher with all labels and, over five seeds, a student with only 100 of them: alone, with label smoothing, "
                     "and distilled. "
                     "Prints a table and saves tables, plots and the distilled student. "
-                    "Needs no download and takes about a minute and a half on two cores.")
+                    "Needs no download and takes two to three minutes on two cores.")
     d.add_argument('--out', type=Path, default=Path('fastkd-demo'), metavar='DIR', help="output directory (default: %(default)s)")
     d.add_argument('--seed', type=_int_from(0), default=0, metavar='N', help="first seed (default: %(default)s)")
     d.add_argument('--epochs', type=_int_from(1), metavar='N', help="epochs per training run (default: 5; with --quick: 2)")
