@@ -37,6 +37,8 @@ def main(out, seed=0):
     hooks = n_hooks(learn.model) + n_hooks(teacher.model)
     torch.save(dict(student=[p.data for p in learn.model.parameters()], adapters=[p.data for p in kd.features.params], sums=items.sums,
                     history=kd.history.to_dict('list'), map=kd.teachers[0].in_map, hooks=hooks, kind=type(learn.model).__name__), f'{out}/{rank}.pt')
-    if many: torch.distributed.destroy_process_group()
+    if many:
+        torch.distributed.barrier()  # a process whose peer has left already can abort
+        torch.distributed.destroy_process_group()
 
 if __name__ == '__main__': main(sys.argv[1])
