@@ -10,7 +10,7 @@ __all__ = ['unwrap', 'is_compiled', 'close_names', 'did_you_mean', 'plain_name',
 from contextlib import ExitStack
 from difflib import get_close_matches
 from fastai.basics import *
-from .reading import first_tensor, probing
+from .reading import first_tensor, probing, tensors_in
 
 # %% ../../nbs/models/01_layers.ipynb #f5c4e6fc
 _parallel = nn.DataParallel, nn.parallel.DistributedDataParallel
@@ -72,6 +72,7 @@ def _unknown(name, layers, arg):
 
 # %% ../../nbs/models/01_layers.ipynb #aca692d0
 def _args(x): return tuple(x) if isinstance(x, (tuple,list)) else (x,)
+def _main_input(x): return max(tensors_in(x), key=lambda o: o.ndim, default=None) # among several, images rather than masks or numbers
 
 class _Call:
     "One call of a layer: its name and module, its input `x`, its output `out` with the channel `axis`, and the `calls` inside it, in order"
@@ -88,11 +89,11 @@ class _Call:
 
 def trace_layers(
     model:nn.Module, # Any model, wrapped or not
-    x # Input: a tensor, or a tuple with one per argument
+    x # Input: a tensor, or a tuple with one per argument, each of which can be a tuple or dict of tensors
 ): # Tree of calls; iterating over it gives them in order of completion
     "Run `model` on `x` and return the tree of layer calls; for a layer that runs several times, only the last call has an output"
     model,x = unwrap(model),_args(x)
-    stack,last = [_Call('', model, first_tensor(x))],{}
+    stack,last = [_Call('', model, _main_input(x))],{}
     def enter(name, m, inp):
         stack[-1].calls.append(_Call(name, m, first_tensor(inp)))
         stack.append(stack[-1].calls[-1])
@@ -109,7 +110,7 @@ def trace_layers(
 
 def layer_names(
     model:nn.Module, # Any model, wrapped or not
-    x # Input: a tensor, or a tuple with one per argument
+    x # Input: a tensor, or a tuple with one per argument, each of which can be a tuple or dict of tensors
 )->dict: # {name: shape of the output}, in order of completion
     "The layers of `model` with the shapes of their outputs for `x`; the model is left as it was"
     return {c.name:tuple(c.out.shape) for c in trace_layers(model, x) if c.out is not None}
@@ -156,7 +157,7 @@ def _set_axes(root):
 
 def channel_axes(
     model:nn.Module, # Any model, wrapped or not
-    x # Input: a tensor, or a tuple with one per argument
+    x # Input: a tensor, or a tuple with one per argument, each of which can be a tuple or dict of tensors
 )->dict: # {name: axis of the channels in its output}
     "The channel axis of every layer of `model`; activations and pooling layers have that of the layer before them"
     return {c.name:c.axis for c in trace_layers(model, x) if c.axis}

@@ -8,7 +8,7 @@ __all__ = ['norm_stats', 'as_stats', 'norm_map', 'input_size', 'token_names', 't
 # %% ../../nbs/teachers/01_inputs.ipynb #54f6e981
 import torch, torch.nn.functional as F
 from fastai.data.transforms import Normalize
-from ..models.reading import keep_rng
+from ..models.reading import keep_rng, map_tensors, tensors_in
 from torch import Tensor
 
 # %% ../../nbs/teachers/01_inputs.ipynb #d12368e7
@@ -63,8 +63,7 @@ def input_size(
     except (TypeError,AttributeError): has = False
     if not has: return _tfm_size(dls)
     with keep_rng(): b = dl.new(bs=1, shuffle=False, num_workers=0, drop_last=False).one_batch()
-    x = b[i] if i < len(b) else None
-    return tuple(x.shape[2:]) if isinstance(x, Tensor) and x.ndim in (4,5) else None
+    return next((tuple(o.shape[2:]) for o in tensors_in(b[i:i+1]) if o.ndim in (4,5)), None)
 
 # %% ../../nbs/teachers/01_inputs.ipynb #e3fe7bf0
 def token_names(
@@ -124,6 +123,12 @@ def _as_inputs(inputs):
     return list(inputs)
 
 def _is_image(x): return isinstance(x, Tensor) and x.ndim in (4,5) and x.is_floating_point()
+
+def _tokens(token_map, x):
+    "The tokens `x` with the teacher's numbers"
+    if isinstance(x, Tensor): return token_map.to(x.device)[x]
+    raise ValueError(f"teacher: its tokens have other numbers than the student's, and cannot be translated in a {type(x).__name__}: "
+                     "give both the same vocabulary")
 
 def _full_size(size, x):
     "`size` for the images or volumes `x`: for volumes, two equal numbers are a cube, and two others leave the depth as it is"
@@ -203,11 +208,10 @@ class InputMap:
     )->tuple: # the teacher's
         "`xb` as the teacher expects it"
         xb = self._chosen(xb)
-        x = xb[0]
-        if self.token_map is not None: xb[0] = self.token_map.to(x.device)[x]
+        if self.token_map is not None: xb[0] = _tokens(self.token_map, xb[0])
         if self.table_map: xb[1] = _affine(xb[1], self.table_map)
-        n = next((o.shape[1] for o in xb if _is_image(o)), None)  # others, such as masks and depth maps, stay as they are
-        return tuple(self._images(o) if _is_image(o) and o.shape[1] == n else o for o in xb)
+        n = next((o.shape[1] for o in tensors_in(xb) if _is_image(o)), None)  # others, such as masks and depth maps, stay as they are
+        return tuple(map_tensors(lambda o: self._images(o) if _is_image(o) and o.shape[1] == n else o, xb))
 
     def _chosen(self, xb):
         "The inputs that the teacher reads"

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 import torch, torch.nn.functional as F
 from fastai.learner import Learner
-from fastcore.basics import getcallable, listify
+from fastcore.basics import first, getcallable, listify
 from ..models.layers import unwrap
-from ..models.reading import eval_mode, keep_buffers, model_output, probing
+from ..models.reading import eval_mode, first_items, keep_buffers, map_tensors, model_output, probing, tensors_in
 from .classes import class_columns, class_names
 from .inputs import InputMap
 from torch import Tensor, nn
@@ -120,25 +120,33 @@ class Teacher:
         "`xb` as the teacher expects it, in the precision of its parameters"
         xb = self._in_precision(self.input_map(xb))
         if self.rgb is None: self._check_channels(xb)
-        return tuple(o.expand(-1, 3, *o.shape[2:]) if _is_grey(o) else o for o in xb) if self.rgb else xb
+        return map_tensors(lambda o: o.expand(-1, 3, *o.shape[2:]) if _is_grey(o) else o, xb) if self.rgb else xb
 
     def _check_channels(self, xb):
         "Find out whether grey images have to become three channels; ValueError for other numbers of channels that don't fit"
         self.rgb,n = False,_in_channels(self.model)
-        x = next((o for o in xb if isinstance(o, Tensor) and o.ndim in (4,5)), None)
+        images = [o for o in tensors_in(xb) if o.ndim in (4,5) and o.is_floating_point()]
+        self._note_others(images)
+        x = first(images)
         if n is None or x is None or x.shape[1] == n: return
         try:
-            with probing(self.model): self.model(*(o[:2] for o in xb))
+            with probing(self.model): self.model(*first_items(xb))
         except RuntimeError as e:
             self.rgb = n == 3 and x.shape[1] == 1
             if not self.rgb: raise ValueError(_wrong_channels(self.name, n, x)) from e
             self.notes.append("channels: grey images are repeated as three channels")
 
+    def _note_others(self, images):
+        "Say which inputs keep the student's normalisation and size"
+        others = [o.shape[1] for o in images if o.shape[1] != images[0].shape[1]]
+        if others and (self.in_map or self.input_map.resize_to):
+            self.notes.append(f"inputs with {others[0]} instead of {images[0].shape[1]} channels: as the student's")
+
     def _in_precision(self, xb):
         "`xb` in the precision of the parameters"
         p = next((p for p in self.model.parameters() if p.dtype in _precisions), None)  # a quantised teacher also has int8 and float8
         if p is None or torch.is_autocast_enabled(p.device.type): return xb
-        return tuple(o.to(p.dtype) if isinstance(o, Tensor) and o.is_floating_point() else o for o in xb)
+        return map_tensors(lambda o: o.to(p.dtype) if o.is_floating_point() else o, xb)
 
     def __call__(self,
         xb:tuple, # the student's inputs
@@ -147,7 +155,7 @@ class Teacher:
         "The teacher's predictions for the student's inputs, without a graph"
         xb = self.inputs(xb)
         run = unwrap(self.model)._call_impl if taps else self.model  # not compiled code, which can ignore new hooks
-        devs = [xb[0].device.index] if isinstance(xb[0], Tensor) and xb[0].is_cuda else []
+        devs = list({o.device.index for o in tensors_in(xb) if o.is_cuda})
         with eval_mode(self.model), self._keep_buffers() as moved, torch.no_grad(), torch.random.fork_rng(devs), taps or nullcontext():
             z = model_output(run(*xb)).detach()
             if z.is_quantized: z = z.dequantize()

@@ -7,8 +7,8 @@ __all__ = ['n_items', 'n_values', 'calibrated_temperature']
 
 # %% ../../nbs/training/14_calibrate.ipynb #3d822f98
 import math, torch
-from fastai.torch_core import cast, to_device
-from ..models.reading import keep_rng
+from fastai.torch_core import to_device
+from ..models.reading import keep_rng, plain_tensors
 from ..teachers.calibrate import fit_temperature
 from ..teachers.teacher import merge_logits
 from .checks import events_before, others_kept
@@ -18,8 +18,6 @@ from torch import Tensor
 n_items = 512 # validation items
 n_values = 2e7 # logits in memory at the same time, for dense tasks and language models
 
-def _plain(o): return cast(o, Tensor) if isinstance(o, Tensor) else o
-
 def _valid_batches(learn, n):
     "Batches of validation items on the model's device, until there are `n` items; no random number is used up"
     dl,seen = learn.dls.valid,0
@@ -28,7 +26,7 @@ def _valid_batches(learn, n):
     with keep_rng():
         for b in dl:
             i = getattr(learn.dls, 'n_inp', max(1, len(b)-1))
-            yield tuple(to_device([_plain(o) for o in part], dev) for part in (b[:i],b[i:]))
+            yield tuple(to_device(plain_tensors(tuple(part)), dev) for part in (b[:i],b[i:]))
             seen += getattr(dl, 'bs', None) or 1
             if seen >= n: return
 
@@ -66,7 +64,7 @@ def _valid_logits(learn, teachers, task):
     for b in _valid_batches(learn, n_items):
         xb,yb = events_before(learn, *b)
         if not len(yb) or not isinstance(yb[0], Tensor) or yb[0].is_floating_point(): break
-        z,y = _flat(merge_logits(teachers(xb, task.axis), teachers.weights, axis=task.axis), _plain(yb[0]), task.axis)
+        z,y = _flat(merge_logits(teachers(xb, task.axis), teachers.weights, axis=task.axis), plain_tensors(yb[0]), task.axis)
         if y is None: break  # a teacher that works at another size
         zs.append(z)
         ys.append(_known(y, teachers.columns, task.ignore_index))

@@ -12,12 +12,12 @@ import torch, torch.distributed as dist
 from contextlib import contextmanager
 from fastai.callback.mixup import MixHandler
 from fastai.data.core import TfmdDL
-from fastai.torch_core import cast, to_device
+from fastai.torch_core import to_device
 from fastcore.basics import first
 from ..losses.base import value_at
 from ..losses.features import FeatureLoss
 from ..models.layers import resolve_layers, unwrap
-from ..models.reading import eval_mode, keep_buffers, keep_rng, model_output, probing, warn_user
+from ..models.reading import eval_mode, keep_buffers, keep_rng, model_output, plain_tensors, probing, warn_user
 from ..teachers.teacher import merge_logits
 from .labels import batch_labels
 from .objective import taught
@@ -263,7 +263,7 @@ def valid_batch(
     if b is None: return None
     i = getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
     dev = next(learn.model.parameters()).device
-    return tuple(to_device([cast(o, Tensor) if isinstance(o, Tensor) else o for o in part], dev) for part in (b[:i],b[i:]))
+    return tuple(to_device(plain_tensors(tuple(part)), dev) for part in (b[:i],b[i:]))
 
 def student_output(
     model:nn.Module,

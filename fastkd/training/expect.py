@@ -8,7 +8,8 @@ __all__ = ['n_items', 'right_in_training', 'expectations']
 # %% ../../nbs/training/15_expect.ipynb #4e17dd77
 from fastai.callback.mixup import MixHandler
 from fastai.data.load import DataLoader
-from fastai.torch_core import cast, to_device
+from fastai.torch_core import to_device
+from ..models.reading import plain_tensors
 from ..teachers.teacher import merge_logits
 from .checks import events_before, others_kept
 from .checkpoint import random_states, set_random_states
@@ -26,7 +27,7 @@ def _train_batches(learn, n):
     try:
         for b in dl:
             i = getattr(learn.dls, 'n_inp', max(1, len(b)-1))
-            yield to_device([cast(o, Tensor) if isinstance(o, Tensor) else o for o in b], dev),i
+            yield to_device(plain_tensors(tuple(b)), dev),i
             seen += dl.bs or 1
             if seen >= n: return
     finally: set_random_states(learn.dls, states)

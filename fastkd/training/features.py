@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import torch
 from ..models.layers import channel_axes, channel_axis, plain_name, resolve_layers, to_channels_first, unwrap
 from ..models.pairs import before_activation, pair_layers
-from ..models.reading import eval_mode, keep_rng, probing
+from ..models.reading import eval_mode, first_items, keep_rng, probing
 from ..models.taps import Taps
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ class FeaturePairs:
         self.teacher = teacher
         self.recording = None # taps on the student and on the teacher, while training
         self.clones = (),() # which outputs of each are changed in place after they are recorded
-        xb = tuple(o[:2] for o in xb)
+        xb = first_items(tuple(xb))
         xt = teacher.inputs(xb)
         auto = pair_layers(unwrap(student), unwrap(teacher.model), xb, xt) if any(l.layers is None for l in losses) else []
         self.pairs_of = [l.layers or self._auto(l, auto, xb, xt) for l in losses]

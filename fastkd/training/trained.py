@@ -10,9 +10,9 @@ import copy
 import torch, torch.distributed as dist
 from fastai.learner import join_path_file
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import cast
 from fastcore.foundation import L
 from ..models.layers import is_compiled, unwrap
+from ..models.reading import plain_tensors
 from .attached import StaysHere
 from .features import FeaturePairs
 from torch import Tensor, nn
@@ -77,8 +77,8 @@ class Trained:
         "Pair the layers, and make the adapters and the optimiser, unless there are some already"
         if self.opt or not (objective.on_features or self.learnt): return
         if objective.on_features and self.features is None:
-            xb = tuple(cast(o, Tensor) if isinstance(o, Tensor) else o for o in inputs())
-            self.features = FeaturePairs(objective.on_features, unwrap(learn.model), teachers[0], xb, getattr(learn.dls.train, 'n', None))
+            n = getattr(learn.dls.train, 'n', None)
+            self.features = FeaturePairs(objective.on_features, unwrap(learn.model), teachers[0], plain_tensors(inputs()), n)
         if self.pending: self.load_state_dict(self.pending)
         if self.params: self.opt = AdapterOpt(self.params, learn.opt_func)
         if self.pending: self.load_state_dict(self.pending)
