@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['eval_mode', 'keep_rng', 'keep_buffers', 'copy_model', 'probing', 'map_tensors', 'tensors_in', 'plain_tensors',
-           'first_items', 'first_tensor', 'model_output', 'DistillationWarning', 'warn_user']
+           'first_items', 'first_tensor', 'model_output', 'model_outputs', 'DistillationWarning', 'warn_user']
 
 # %% ../../nbs/models/00_reading.ipynb #6ef46027
 import sys, warnings
@@ -95,7 +95,7 @@ def probing(
             with stance('force_eager') if stance else nullcontext(): yield model
     finally: getcallable(model, 'reset')()
 
-# %% ../../nbs/models/00_reading.ipynb #63dddd08
+# %% ../../nbs/models/00_reading.ipynb #fcd9c800
 def map_tensors(
     f, # function of a tensor
     o # a tensor, or a tuple, list or dict of them, nested in any way; anything else stays as it is
@@ -159,6 +159,16 @@ def model_output(
     if res is not None: return res
     raise TypeError(f"the model returned a {type(o).__name__}: "
                     "it must return a tensor, a tuple that starts with one, or a dict with 'logits' or 'out'")
+
+# %% ../../nbs/models/00_reading.ipynb #b50a8e5b
+def model_outputs(
+    o # What a model returned
+)->dict: # name or number → tensor
+    "All predictions in a model's output: the tensors of a dict, or of a tuple or list that has nothing else; otherwise `model_output`"
+    if hasattr(o, 'keys'): res = {k: o[k] for k in o.keys() if isinstance(o[k], Tensor) and o[k].ndim}
+    elif isinstance(o, (tuple,list)) and all(isinstance(z, Tensor) for z in o): res = dict(enumerate(o))
+    else: res = {}
+    return res or {0: model_output(o)}
 
 # %% ../../nbs/models/00_reading.ipynb #66327756
 class DistillationWarning(UserWarning): "What fastkd warns of"

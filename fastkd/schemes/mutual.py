@@ -96,11 +96,12 @@ class MutualLearning(StaysHere):
 
     def _train_batch(self):
         own = self.loss_grad if self.kd else task_loss(self.learn, self.labels)
-        preds = [model_output(self.pred), *(self.peers.forward(i, self.xb) for i in range(len(self.peers)))]
+        outs = [self.peers.forward(i, self.xb) for i in range(len(self.peers))]
+        preds = [model_output(o) for o in (self.pred, *outs)]
         for p in preds:
             if p.shape != preds[0].shape: raise ValueError(f"peer: it predicts {tuple(p.shape)} and the learner {tuple(preds[0].shape)}: "
                                                            "give a model with the same outputs")
-        tasks = [own, *(self._peer_loss(p.loss_func, z) for p,z in zip(self.peers, preds[1:]))]
+        tasks = [own, *(self._peer_loss(p.loss_func, o) for p,o in zip(self.peers, outs))]
         w = value_at(self.weight, self.pct_train)
         totals = [t + w*self._others(i, preds) for i,t in enumerate(tasks)] if w else tasks
         self.learn.loss_grad,self.learn.loss = sum(totals),totals[0].clone()

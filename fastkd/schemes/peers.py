@@ -12,12 +12,11 @@ from fastai.learner import AvgLoss, Learner
 from fastcore.basics import listify
 from ..losses.soft_targets import binary_soft_target, soft_target
 from ..models.layers import unwrap
-from ..models.reading import model_output
+from ..models.reading import map_tensors
 from ..teachers.classes import class_names
 from ..training.checkpoint import learner_state, load_learner_state
 from ..training.task import plain_loss, task_of
 from ..training.trained import many_processes
-from torch import Tensor
 
 # %% ../../nbs/schemes/04_peers.ipynb #088dcc87
 compared_by = dict(single=soft_target, binary=binary_soft_target) # by the kind of the task
@@ -117,13 +116,13 @@ class Peers:
     def forward(self,
         i:int, # number of the peer
         xb:tuple, # inputs
-    )->Tensor: # in float32 or better
-        "The predictions of a peer, drawn from its own random numbers"
+    ): # what its model returns, with tensors in float32 or better
+        "The output of a peer, drawn from its own random numbers"
         with _kept_rng(self.device):
             _set_rng(self.streams[i], self.device)
-            z = model_output(self[i].model(*xb))
+            out = self[i].model(*xb)
             self.streams[i] = _get_rng(self.device)
-        return z.float() if z.dtype in (torch.float16,torch.bfloat16) else z
+        return map_tensors(lambda z: z.float() if z.dtype in (torch.float16,torch.bfloat16) else z, out)
 
     def step(self,
         lead, # the learner's optimiser

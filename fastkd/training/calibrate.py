@@ -50,21 +50,22 @@ def calibrated_temperature(
     learn, # the student's `Learner`
     teachers, # `Teachers`, bound to its data
     task, # `Task` of the student
+    i:int=0, # which of the targets
 )->tuple: # temperature, and the number of labels that it comes from; 1 and 0 without labels
     "The temperature of the teachers, fitted on labelled validation items"
     if len(learn.dls.loaders) < 2 or task.kind != 'single' or not len(teachers): return 1.,0
-    with others_kept(learn): zs,ys = _valid_logits(learn, teachers, task)
+    with others_kept(learn): zs,ys = _valid_logits(learn, teachers, task, i)
     if not zs: return 1.,0
     z,y = torch.cat(zs),torch.cat(ys)
     return fit_temperature(z, y),int((y >= 0).sum())
 
-def _valid_logits(learn, teachers, task):
+def _valid_logits(learn, teachers, task, i):
     "Lists of logits (N, C) and labels (N,), an entry per batch"
     zs,ys = [],[]
     for b in _valid_batches(learn, n_items):
         xb,yb = events_before(learn, *b)
-        if not len(yb) or not isinstance(yb[0], Tensor) or yb[0].is_floating_point(): break
-        z,y = _flat(merge_logits(teachers(xb, task.axis), teachers.weights, axis=task.axis), plain_tensors(yb[0]), task.axis)
+        if len(yb) <= i or not isinstance(yb[i], Tensor) or yb[i].is_floating_point(): break
+        z,y = _flat(merge_logits(teachers(xb, task.axis), teachers.weights, axis=task.axis), plain_tensors(yb[i]), task.axis)
         if y is None: break  # a teacher that works at another size
         zs.append(z)
         ys.append(_known(y, teachers.columns, task.ignore_index))

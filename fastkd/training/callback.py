@@ -7,8 +7,7 @@ __all__ = ['KnowledgeDistillation']
 
 # %% ../../nbs/training/00_callback.ipynb #57697193
 from fastai.callback.mixup import MixHandler
-from fastcore.basics import PrettyString
-from ..models.reading import model_output
+from fastcore.basics import PrettyString, merge
 from ..teachers.teacher import Teachers
 from .attached import check_only_one
 from .calibrate import calibrated_temperature
@@ -18,7 +17,8 @@ from .describe import summary_lines
 from .expect import expectations
 from .features import item_numbers
 from .head import HeadSteps
-from .labels import active_mix, batch_labels, task_loss
+from .heads import Heads, idle_heads, losses_by_output, warn_of_idle
+from .labels import active_mix, task_loss
 from .objective import Objective, taught, total_loss
 from .trained import SavesAdapters, Trained
 from torch import nn
@@ -28,6 +28,10 @@ def _passed_on(owner, name):
     "A property for the attribute `name` of the attribute `owner`, to read and to set"
     def _set(self, v): setattr(getattr(self, owner), name, v)
     return property(lambda self: getattr(getattr(self, owner), name), _set)
+
+def _n_classes(task, preds):
+    "The sizes of the class axes"
+    return [z.shape[task.axis] for z in preds if z.ndim > 1 and z.ndim > task.axis]
 
 class KnowledgeDistillation(SavesAdapters):
     "Train the learner's model as the student of `teacher`; `summary` tells what will be done"
@@ -43,17 +47,23 @@ class KnowledgeDistillation(SavesAdapters):
         from_learner=None, # not needed: the kind of teacher is recognised by itself
         teacher_weights:list=None, # weights of an ensemble's teachers; None: equal
         head_lr='auto', # factor of the learning rate of the student's last layer; 1: none; 'auto': 1 to 16 (see `FasterHead`)
+        head=None, # name of a layer, or name or number of an output, that learns from the teacher, such as 'head_dist'; None: the prediction
     ):
-        self.objective = Objective(loss, weight, hard_weight)
+        losses = losses_by_output(loss)
+        self.objective = Objective(losses[0] if losses else loss, weight, hard_weight)
+        self.objective.skip = bool(losses) and losses[0] is None
+        self.heads = Heads(losses, head)
         check_losses(self.objective.losses, teacher)
         self.teachers = Teachers(teacher, teacher_weights)
         self.head = HeadSteps(head_lr)
         self.trained,self.records = Trained(),History()
         self.columns = DistillationColumns(self.records)
         self.labels = None # `Labels` of the present batch
+        self.pair = None # a DeiT's two predictions for it
         self.teacher_preds = None # each teacher's predictions for the last batch
         self.looked_at = None # the data on which the teacher was looked at
         self.fresh = True # has no epoch of the present fit begun?
+        self.checks_heads = False # is it still to be seen whether each of the student's heads learns?
 
     # Joining and leaving a learner
     def check_learner(self, learn):
@@ -71,12 +81,16 @@ class KnowledgeDistillation(SavesAdapters):
         self.trained,self.records = Trained(),History()
         self.columns = DistillationColumns(self.records)
         self.looked_at,self.teachers.temperature = None,1.
+        self.heads.forget()
 
     def bind(self, learn):
         "Fit losses and teachers to the learner's data and model; ValueError for what cannot be right"
-        bind_to_learner(learn, self.teachers, self.objective)
-        self.trained.learnt = nn.ModuleDict(self.objective.learnt)
-        self.records.columns = self.objective.columns
+        self.heads.find(learn)
+        bind_to_learner(learn, self.teachers, self.objective, self.heads.task)
+        self.heads.bind(learn, self.objective, self.teachers)
+        objectives = self.objective,*(h.objective for h in self.heads)
+        self.trained.learnt = nn.ModuleDict(merge(*(o.learnt for o in objectives)))
+        self.records.columns = self.objective.columns + [c for o in objectives[1:] for c in o.columns[1:]]
 
     # A fit
     def before_fit(self): self._tidy()
@@ -95,20 +109,25 @@ class KnowledgeDistillation(SavesAdapters):
         if mock: self.trained.keep()
         self.records.begin_fit(self.epoch, mock)
         if self.looked_at is not self.dls: self._look()
+        self.checks_heads = not mock
 
     def _look(self):
         self.looked_at = self.dls
         self._calibrate()
-        seen = look(self.learn, self.teachers, self.objective)
+        seen = look(self.learn, self.teachers, self.objective, heads=self.heads)
         warn_of_teacher(seen)
         if seen: warn_of_expectations(self._expect(seen))
 
-    def _expect(self, seen): return expectations(self.learn, self.teachers, self.objective.task, seen['n_classes']) if seen else []
+    def _expect(self, seen):
+        if not seen: return []
+        return expectations(self.learn, self.teachers if self.objective.reads_preds else (), self.objective.task, seen['n_classes'])
 
     def _calibrate(self):
         "Fit the teachers' temperature if a loss asks for it; returns the number of labels that it comes from"
         if not self.objective.calibrated: return 0
         self.teachers.temperature,n = calibrated_temperature(self.learn, self.teachers, self.objective.task)
+        for h in self.heads:
+            if h.objective.calibrated: h.teachers.temperature,_ = calibrated_temperature(self.learn, h.teachers, h.task, h.i)
         return n
 
     # A batch
@@ -118,6 +137,7 @@ class KnowledgeDistillation(SavesAdapters):
         check_labelled(self.objective.needs_labels, self.yb, self.iter)
         self.trained.make(self.learn, self.objective, self.teachers, self._inputs)
         self.trained.arm(self.model)
+        self.heads.arm(self.model)
 
     def _inputs(self):
         "What the model will get, after `before_batch` of the callbacks that are still to come"
@@ -127,38 +147,58 @@ class KnowledgeDistillation(SavesAdapters):
         "Hide labels of -1 from the task loss, now that no callback changes the batch any more"
         self.labels = None
         if self.off: return
-        self.labels = batch_labels(self.objective.task, self.yb, active_mix(self.learn))
+        self.labels = self.heads.read(self.objective.task, self.yb, active_mix(self.learn))
+        pred,self.pair = self.heads.for_labels(self.pred, self.objective.task),None
+        if pred is not self.pred: self.learn.pred,self.pair = pred,self.pred
         if self.labels: self.learn.yb = (self.labels.y, *self.yb[1:])
 
     def after_loss(self):
         "Add the distillation terms to the task loss"
         if self.off: return
-        pred,pos = model_output(self.pred),self.pct_train
+        preds,pos = self.heads.split(self.pred if self.pair is None else self.pair, True),self.pct_train
         weight,hard_weight = self.objective.weights(pos)
         task = task_loss(self.learn, self.labels)
-        terms = self._terms(pred, pos) if weight else {}
+        terms = self._terms(preds, pos) if weight else {}
         kd = sum(terms.values()) if weight else None
         total = total_loss(task, kd, hard_weight, weight)
-        self.records.add(len(pred), task, **terms, kd_loss=kd, total_loss=total, weight=weight, hard_weight=hard_weight,
+        if self.checks_heads: self.sizes = _n_classes(self.objective.task, preds)
+        self.records.add(len(preds[0]), task, **terms, kd_loss=kd, total_loss=total, weight=weight, hard_weight=hard_weight,
                          **{k: T(pos) for k,T in self.trained.learnt.items()})
-        if task is None: self.columns.stand_in(pred.detach())
-        self.learn.loss_grad = pred.sum()*0 if total is None else total
+        if task is None: self.columns.stand_in(preds[0].detach())
+        self.learn.loss_grad = preds[0].sum()*0 if total is None else total
         self.learn.loss = self.loss_grad.clone()
 
-    def _terms(self, pred, pos):
+    def _terms(self, preds, pos):
         "Each term times its weight, by name"
+        terms = self._first_terms(preds[0], pos)
+        for h,pred in zip(self.heads, preds[1:]): terms.update(h(pred, self.xb, pos))
+        return terms
+
+    def _first_terms(self, pred, pos):
         objective,features,first = self.objective,self.trained.features,self.teacher_preds is None
-        axis,kind = objective.task.axis,objective.task.kind
-        self.teacher_preds = taught(self.teachers, self.xb, pred, axis, features and features.recording[1], kind)
+        self.teacher_preds = self._taught(pred, features and features.recording[1])
         if first: check_preds(objective.task, pred, self.teacher_preds, self.teachers)
         items = item_numbers(self.dl, self.iter, len(pred)) if objective.by_item else None
         on_features = features.recorded(pos, items) if features else ()
         return objective(pred, self.teacher_preds, self.teachers, self.labels, pos, on_features)
 
+    def _taught(self, pred, taps):
+        "The teachers' predictions, if a loss compares them"
+        task = self.objective.task
+        if self.objective.reads_preds: return taught(self.teachers, self.xb, pred, task.axis, taps, task.kind)
+        if taps: self.teachers[0].run(self.xb, taps)
+        return []
+
     def before_step(self):
         "If the loss is not finite, the teacher may be the cause"
         if not self.off and self.objective.weights(self.pct_train)[0]: self.head.before()
+        if self.checks_heads: self._check_heads()
         if not (self.off or self.learn.loss.isfinite()): check_finite(self.teachers, self.teacher_preds or [], self.iter)
+
+    def _check_heads(self):
+        "Once in a fit: does every head learn?"
+        self.checks_heads = False
+        if self.sizes: warn_of_idle(idle_heads(self.model, self.sizes))
 
     def after_step(self):
         "Make the head's step larger, and train the adapters, before the loss scale is updated"
@@ -170,14 +210,17 @@ class KnowledgeDistillation(SavesAdapters):
         self.trained.clear()
         self.head.old = ()
 
-    def after_cancel_batch(self): self.trained.disarm()
+    def after_cancel_batch(self):
+        self.trained.disarm()
+        self.heads.disarm()
     def after_fit(self): self._tidy()
     def _tidy(self):
         "Leave nothing on the models, and undo what a mock training did to the adapters"
         self.trained.tidy()
         self.head.forget()
-        self.labels = self.teacher_preds = None
-        self.fresh = True
+        self.labels = self.teacher_preds = self.pair = None
+        self.heads.disarm()
+        self.checks_heads,self.fresh = False,True
 
     # For users
     @property
@@ -191,11 +234,11 @@ class KnowledgeDistillation(SavesAdapters):
         self.bind(self.learn)
         self.trained.prepare(self.learn, self.objective, self.teachers)
         n = self._calibrate()
-        seen = look(self.learn, self.teachers, self.objective, self.trained)
+        seen = look(self.learn, self.teachers, self.objective, self.trained, self.heads)
         if not self.off: self.head.find(self.learn)
         notes = [] if self.off else self._expect(seen)
         lines = summary_lines(self.learn, self.teachers, self.objective, self.trained.features, seen, str(self.head), n, notes,
-                              len(self.rows))
+                              len(self.rows), self.heads)
         return PrettyString('\n'.join(lines))
 
 _one_is_enough = "give one the list of teachers or of losses, or take the other out with learn.remove_cb(KnowledgeDistillation)"

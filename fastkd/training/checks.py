@@ -9,7 +9,7 @@ __all__ = ['check_models', 'check_features', 'check_losses', 'check_labels', 'ch
 
 # %% ../../nbs/training/06_checks.ipynb #9025939b
 import torch, torch.distributed as dist
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fastai.callback.mixup import MixHandler
 from fastai.data.core import TfmdDL
 from fastai.torch_core import to_device
@@ -17,7 +17,7 @@ from fastcore.basics import first
 from ..losses.base import value_at
 from ..losses.features import FeatureLoss
 from ..models.layers import resolve_layers, unwrap
-from ..models.reading import eval_mode, keep_buffers, keep_rng, model_output, plain_tensors, probing, warn_user
+from ..models.reading import eval_mode, keep_buffers, keep_rng, model_output, model_outputs, plain_tensors, probing, warn_user
 from ..teachers.teacher import merge_logits
 from .labels import batch_labels
 from .objective import taught
@@ -119,14 +119,22 @@ def bind_to_learner(
     learn, # the student's `Learner`
     teachers, # `Teachers`
     objective, # `Objective`
+    task=None, # `Task`; None: that of the loss function
 ):
     "Bind teachers and objective to the learner's data and task; ValueError for what cannot be right"
-    task = task_of(learn.loss_func)
+    task = task or task_of(learn.loss_func)
     objective.bind(task)
     check_models(learn.model, teachers)
-    teachers.bind(learn.dls, task.kind != 'regression')
+    _bind_teachers(learn, teachers, task, objective.reads_preds)
     check_features(learn, teachers, objective.on_features)
     check_labels(learn, task, objective.terms)
+
+def _bind_teachers(learn, teachers, task, reads_preds):
+    "Bind the teachers; their classes matter only if a loss compares predictions"
+    try: teachers.bind(learn.dls, task.kind != 'regression')
+    except ValueError:
+        if reads_preds: raise
+        teachers.bind(learn.dls, predicts=False)
 
 # %% ../../nbs/training/06_checks.ipynb #417ab617
 def check_preds(
@@ -282,30 +290,50 @@ def look(
     teachers, # `Teachers`
     objective, # `Objective`, bound to the student's task
     trained=None, # `Trained`, to measure the terms on features, too; None: only those on predictions
-)->dict: # 'n', 'task_loss', 'terms' (name → value or None), 'scores', 'warnings', 'n_classes'; None if there is no validation data
+    heads=None, # `Heads`, if the student has several; None: it has one output
+)->dict: # 'n', 'task_loss', 'terms' (name → value or None), 'scores', 'warnings', 'n_classes', 'heads', 'others'; None without validation data
     "What student and teachers make of one validation batch; ValueError for what cannot be right"
     if dist.is_available() and dist.is_initialized(): return None  # the loaders would wait for the other processes
     b = valid_batch(learn)
     if b is None: return None
-    with others_kept(learn): return _looked(learn, teachers, objective, trained, b)
+    with others_kept(learn): return _looked(learn, teachers, objective, trained, b, heads)
 
-def _looked(learn, teachers, objective, trained, b):
+def _looked(learn, teachers, objective, trained, b, heads):
     xb,yb = events_before(learn, *b)
     task = objective.task
     if trained: trained.make(learn, objective, teachers, lambda: xb)
     taps = trained.features.taps() if trained and trained.features else None
-    out = events_after(learn, xb, yb, student_output(learn.model, xb, taps and taps[0]))
-    pred = model_output(out)
-    preds = taught(teachers, xb, pred, task.axis, taps and taps[1], task.kind)
-    check_preds(task, pred, preds, teachers)
-    check_batches(learn.dls.train, objective.terms, pred, task.axis)
+    with heads.recording() if heads else nullcontext(): out = student_output(learn.model, xb, taps and taps[0])
+    out = events_after(learn, xb, yb, out)
+    pred,*others = heads.split(out) if heads else [model_output(out)]
+    labels = heads.read(task, yb) if heads else batch_labels(task, yb)
+    preds = _teachers_preds(teachers, objective, xb, pred, taps and taps[1])
     features = _feature_values(learn, trained.features, taps, len(pred)) if taps else None
-    terms = _try(objective, pred, preds, teachers, batch_labels(task, yb), features)
-    found = _scores(task, yb, preds, pred, teachers)
-    n_classes = pred.shape[task.axis] if pred.ndim > 1 else 1
-    task_loss = learn.loss_func(out, *yb) if trained and len(yb) else None
-    return dict(n=len(pred), n_classes=n_classes, task_loss=task_loss, terms=terms, scores=found,
-                warnings=verdicts(found, measure(task)) if found else [])
+    task_loss = learn.loss_func(heads.for_labels(out, task) if heads else out, *yb) if trained and len(yb) else None
+    res = _judged(learn, objective, pred, preds, teachers, labels, features)
+    res['warnings'] = [f"teacher={o.name}: {w}" for o in teachers for w in o.input_map.warnings] + res['warnings']
+    more = [dict(_judged(learn, h.objective, z, h.taught(z, xb) if h.objective.terms else [], h.teachers, h.labels, ()), name=h.name)
+            for h,z in zip(heads or (), others)]
+    unread = [k for k in model_outputs(out) if k not in heads.names] if heads and heads.names else list(model_outputs(out))[1:]
+    return dict(res, task_loss=task_loss, heads=more, others=unread)
+
+def _teachers_preds(teachers, objective, xb, pred, taps):
+    "The teachers' predictions; none if no loss compares them and they don't fit"
+    task = objective.task
+    try: preds = taught(teachers, xb, pred, task.axis, taps, task.kind)
+    except (TypeError,ValueError):
+        if objective.reads_preds: raise
+        return []
+    return preds if objective.reads_preds or all(z.shape == pred.shape for z in preds) else []
+
+def _judged(learn, objective, pred, preds, teachers, labels, features):
+    "The terms and scores of one output"
+    task = objective.task
+    if objective.reads_preds: check_preds(task, pred, preds, teachers)
+    check_batches(learn.dls.train, objective.terms, pred, task.axis)
+    found = _scores(task, labels, preds, pred, teachers)
+    return dict(n=len(pred), n_classes=pred.shape[task.axis] if pred.ndim > 1 else 1, scores=found,
+                terms=_try(objective, pred, preds, teachers, labels, features), warnings=verdicts(found, measure(task)) if found else [])
 
 @torch.no_grad()
 def _feature_values(learn, features, taps, n):
@@ -331,16 +359,19 @@ def _try(objective, pred, preds, teachers, labels, features):
         res[name] = None if v is None else value_at(l.weight, 0.)*v
     return res
 
-def _scores(task, yb, preds, pred, teachers):
+def _scores(task, labels, preds, pred, teachers):
     "`scores`, or None if there are no labels, or if the teachers lack some classes"
-    if not len(yb) or not isinstance(yb[0], Tensor) or not preds or teachers.columns is not None: return None
-    return scores(task, yb[0], merge_logits(preds, teachers.weights, act=task.act, axis=task.axis), pred)
+    if labels is None or not preds or teachers.columns is not None: return None
+    return scores(task, labels.raw, merge_logits(preds, teachers.weights, act=task.act, axis=task.axis), pred)
 
 def warn_of_teacher(
     seen:dict, # from `look`, or None
 ):
     "Warn of what looks wrong with the teacher"
-    for o in seen['warnings'] if seen else (): warn_user(o)
+    if not seen: return
+    for o in seen['warnings']: warn_user(o)
+    for h in seen['heads']:
+        for o in h['warnings']: warn_user(f"output {h['name']!r}: {o}")
 
 def warn_of_expectations(
     notes:list, # from `expectations`

@@ -130,16 +130,17 @@ class TableColumns(StaysHere):
     def before_fit(self):
         "Add the names before Recorder prints its own"
         self.source.take_row()  # of an interrupted epoch
+        self.names = list(self.source.columns)
         if not self.shown or not hasattr(self.learn, 'recorder'): return
         names = self.learn.recorder.metric_names
         i = len(names) - self.learn.recorder.add_time
-        self.learn.recorder.metric_names = names[:i] + self.source.columns + names[i:]
+        self.learn.recorder.metric_names = names[:i] + self.names + names[i:]
 
     def after_validate(self):
         "Add the values of the epoch, if there was training"
         row = self.source.take_row()
         if row is None or not hasattr(self.learn, 'recorder') or getattr(self.learn.recorder, 'cancel_valid', False): return
-        self.learn.recorder.log += [row.get(k) for k in self.source.columns]
+        self.learn.recorder.log += [row.get(k) for k in self.names]
 
 # %% ../../nbs/training/08_columns.ipynb #79812cec
 class DistillationColumns(TableColumns):

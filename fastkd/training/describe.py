@@ -32,13 +32,15 @@ def summary_lines(
     n_labels:int=0, # number of labels on which the teachers were calibrated
     notes:list=(), # what to expect, in sentences
     epochs:int=0, # how many have been trained with this callback
+    heads=None, # `Heads`
 ):
     "The lines of `summary()`"
     yield f"Student: {type(unwrap(learn.model)).__name__}, {_n_params(learn.model)}"
     yield from _teacher_lines(teachers)
     if objective.calibrated: yield _calibration(teachers, n_labels)
     yield f"Task: {objective.task}"
-    yield f"Loss: {formula(objective)}"
+    if objective.terms: yield f"Loss: {formula(objective)}"
+    yield from _head_lines(heads)
     if head: yield f"Learning rate: {head}"
     if seen is None: yield "There is no validation batch to try the terms on"
     else: yield from _batch_lines(teachers, objective, features, epochs, **seen)
@@ -50,20 +52,40 @@ def _teacher_lines(teachers):
         yield from (f"  {n}" for n in o.notes or ["inputs and classes: as the student's"])
     if not len(teachers): yield "Teacher: none"
 
+def _head_lines(heads):
+    "Which outputs the student has, and where the teacher's term goes"
+    if not heads: return
+    if heads.head is not None: yield f"Head: the teacher's term is for {heads.head!r}"
+    if heads.both: yield "Head: if the model returns a pair in training, the second one, of 'head_dist', gets the teacher's term"
+    for h in heads:
+        if not h.objective.terms: continue
+        yield f"Output {h.name!r}: {h.task}, loss {formula(h.objective)}"
+        yield from (f"  {o}" for o in h.teachers.notes)
+    yield from (f"Not distilled: {o}" for o in heads.left_out)
+
 def _calibration(teachers, n):
     if not n: return "Calibration: none, since there are no validation labels"
     return (f"Calibration: logits divided by {teachers.temperature:.3g}, which fits {n} validation labels best; "
             "SoftTarget() leaves them as they are")
 
-def _batch_lines(teachers, objective, features, epochs, n, task_loss, terms, scores, warnings, n_classes=None):
+def _batch_lines(teachers, objective, features, epochs, n, task_loss, terms, scores, warnings, n_classes=None, heads=(), others=()):
     when = 'before training' if not epochs else f"after {epochs} epoch{'s' if epochs > 1 else ''}"
     yield f"On one validation batch of {n}, {when}: " + ("no labels" if task_loss is None else f"task loss {task_loss.item():.4g}")
     for l,(name,v) in zip(objective.terms, terms.items()):
-        yield f"  {name}: {'not measured' if v is None else f'{v.item():.4g} with its weight'}, {l!r}"
+        yield f"  {name}: {_value(v)}, {l!r}"
         if isinstance(l, FeatureLoss): yield from (f"    {o}" for o in features.describe(l))
-    if scores: yield f"  {measure(objective.task)}: teacher {scores['teacher']:.3f}, student {scores['student']:.3f}, " \
-                     f"best constant answer {scores['chance']:.3f}"
+    if scores: yield _score_line(measure(objective.task), scores)
     elif len(teachers): yield "  The teacher's accuracy cannot be measured on this batch"
+    for h in heads:
+        yield from (f"  {name}: {_value(v)}" for name,v in h['terms'].items())
+        if h['scores']: yield _score_line(f"output {h['name']!r}", h['scores'])
+        warnings = [*warnings, *(f"output {h['name']!r}: {o}" for o in h['warnings'])]
+    if others: yield f"Not distilled: the outputs {', '.join(map(repr, others))}, which have no target of their own"
     yield from (f"Warning: {o}" for o in warnings)
+
+def _value(v): return 'not measured' if v is None else f'{v.item():.4g} with its weight'
+
+def _score_line(what, r):
+    return f"  {what}: teacher {r['teacher']:.3f}, student {r['student']:.3f}, best constant answer {r['chance']:.3f}"
 
 def _n_params(m): return f"{sum(p.numel() for p in m.parameters()):,} parameters"

@@ -77,7 +77,7 @@ class FeaturePairs:
     def _probe(self, xb, xt, n_items):
         s_taps,t_taps = self.taps()
         with probing(self.student), s_taps: self.student._call_impl(*xb)  # compiled code may ignore new hooks
-        with probing(self.teacher.model): self.teacher(xb, t_taps)
+        with probing(self.teacher.model): self.teacher.run(xb, t_taps)
         self.clones = s_taps.changed,t_taps.changed
         fs,ft = s_taps.pop(),t_taps.pop()
         s_names,t_names = zip(*self.pairs)

@@ -21,14 +21,19 @@ class Labels:
         task:Task,
         y:Tensor, # labels; -1: unlabelled
         mix=None, # the active MixUp or CutMix, whose `yb1` and `lam` are the second labels and the share of the first
+        i:int=0, # which of the targets this is
+        hide:bool=True, # does the loss function not see the labels of -1? With several targets, it gets them as they are
     ):
         self.task = task
+        self.i = i
         self.mix = mix
         self.raw = y # as they came
         self.y = y # for the learner's loss function
         self.un = None # which are unlabelled; None: none is
         self.mask = None # which positions count; None: all
-        if task.kind == 'binary' or task.kind == 'single' and not y.is_floating_point(): self._hide(y)
+        known = task.kind == 'binary' or task.kind == 'single' and not y.is_floating_point()
+        if known and hide: self._hide(y)
+        if known and not hide: self.mask = (y != -1) & (y != task.ignore_index)
 
     def _hide(self, y):
         ig,un = self.task.ignore_index,y == -1
@@ -56,7 +61,7 @@ class Labels:
         "What losses get to see of the labels. Those of unlabelled or ignored positions are negative"
         shape = pred.movedim(self.task.axis, -1).shape[:-1] if pred.ndim>1 else pred.shape  # of the positions
         res = dict(mask=self.mask if self.mask is not None and self.mask.shape==shape else None, y=self._below_0(self.raw, shape))
-        if self.mix is not None: res.update(y1=self._below_0(cast(self.mix.yb1[0], Tensor), shape), lam=self.mix.lam)
+        if self.mix is not None: res.update(y1=self._below_0(cast(self.mix.yb1[self.i], Tensor), shape), lam=self.mix.lam)
         return res
 
     def _below_0(self, y, shape):
@@ -87,9 +92,11 @@ def batch_labels(
     task:Task,
     yb:tuple, # the targets of a batch
     mix:MixHandler=None, # from `active_mix`
+    i:int=0, # which of the targets
+    hide:bool=True, # as for `Labels`
 )->Labels: # None where there are none
     "The labels of a batch"
-    return Labels(task, cast(yb[0], Tensor), mix) if len(yb) and isinstance(yb[0], Tensor) else None
+    return Labels(task, cast(yb[i], Tensor), mix, i, hide) if len(yb) > i and isinstance(yb[i], Tensor) else None
 
 def task_loss(
     learn, # `Learner`, after its loss function was called

@@ -96,6 +96,7 @@ class Objective:
         self.weight = check_param('weight', weight, high=1. if hard_weight is None else math.inf)
         self.hard_weight = None if hard_weight is None else check_param('hard_weight', hard_weight)
         self.task = None
+        self.skip = False # is nothing distilled, as for an output that the teacher lacks?
         self.terms = [] # the loss objects in use
         self.names = [] # of the terms; numbered where the same loss comes more than once
 
@@ -104,7 +105,7 @@ class Objective:
     ):
         "Choose the default loss if none was given, and name the terms; ValueError if the task is unknown"
         self.task = task
-        self.terms = self.losses or [task.default_loss]
+        self.terms = [] if self.skip else self.losses or [task.default_loss]
         names = [l.name for l in self.terms]
         self.names = [n if names.count(n)==1 else f"{n}_{names[:i].count(n)+1}" for i,n in enumerate(names)]
 
@@ -121,6 +122,11 @@ class Objective:
 
     @property
     def on_features(self): return [l for l in self.terms if isinstance(l, FeatureLoss)]
+
+    @property
+    def reads_preds(self):
+        "Does a loss compare predictions with the teacher's?"
+        return any(l.needs_teacher for l in self.terms if not isinstance(l, FeatureLoss))
 
     @property
     def by_item(self): return any(l.by_item for l in self.on_features)

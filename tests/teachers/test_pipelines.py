@@ -78,3 +78,49 @@ def test_other_channels_are_an_error(n_in, n):
 def test_statistics_of_other_channels_are_an_error():
     with pytest.raises(ValueError, match='norm has 4 channels, but the inputs have 3'):
         seen((torch.rand(2,3,8,8),), norm=([.3]*4,[.4]*4))
+
+# what the two pipelines do
+def test_two_normalisations_are_one():
+    x = torch.rand(2,3,8,8)
+    two = dls_with(IntToFloatTensor(), Normalize.from_stats([.5]*3, [.2]*3, cuda=False), Normalize.from_stats([.1]*3, [2.]*3, cuda=False))
+    z = ((x-.5)/.2-.1)/2.
+    got, = seen((z,), two, norm=([.3]*3, [.4]*3))
+    assert torch.allclose(got, (x-.3)/.4, atol=1e-5)
+    m = Seen()
+    Teacher(m, norm=([.3]*3, [.4]*3)).bind(two)((z,))
+    assert torch.allclose(m.xb[0], (x-.3)/.4, atol=1e-5)
+
+def test_values_of_another_range():
+    "A student whose images go from 0 to 255, and a teacher with the usual 0 to 1"
+    x = torch.rand(2,3,8,8)
+    got, = seen((x*255,), dls_with(IntToFloatTensor(div=1)), norm=([.3]*3, [.4]*3))
+    assert torch.allclose(got, (x-.3)/.4, atol=1e-5)
+
+class Darker(Transform):
+    order = 100
+    def __init__(self, by=.5): self.by = by
+    def encodes(self, x:TensorImage): return x*self.by
+
+def invert(x): return x
+
+def of_both(s_tfms, t_tfms):
+    "The student's learner, with a trained teacher"
+    t = Learner(image_dls(batch_tfms=t_tfms), cnn(8), loss_func=CrossEntropyLossFlat())
+    return Learner(image_dls(batch_tfms=s_tfms), cnn(4), loss_func=CrossEntropyLossFlat(), cbs=KnowledgeDistillation(t, SoftTarget()))
+
+@pytest.mark.parametrize('s,t,text', [([], [Darker()], "the teacher's data goes through Darker(by=0.5), the student's does not"),
+                                      ([Darker()], [], "the student's data goes through Darker(by=0.5), the teacher's does not"),
+                                      ([Darker(.5)], [Darker(.7)], "the teacher's data goes through Darker(by=0.7)"),
+                                      ([], [Transform(invert)], "goes through invert")])
+def test_transforms_of_one_of_the_two_are_called_out(s, t, text):
+    learn = of_both(s, t)
+    assert text in learn.knowledge_distillation.summary()
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        learn.fit(1, 1e-3)
+    assert any('goes through' in str(o.message) for o in seen)
+
+def test_augmentation_normalisation_and_common_transforms_are_not():
+    norm = Normalize.from_stats(*imagenet_stats, cuda=False)
+    learn = of_both([*aug_transforms(), Darker(), norm], [Darker(), *aug_transforms(size=8)])
+    assert 'goes through' not in learn.knowledge_distillation.summary()
