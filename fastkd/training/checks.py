@@ -21,7 +21,7 @@ from ..models.reading import eval_mode, keep_buffers, keep_rng, model_output, pr
 from ..teachers.teacher import merge_logits
 from .labels import batch_labels
 from .objective import taught
-from .task import chance, score, task_of
+from .task import balanced, chance, n_labels, score, task_of
 from torch import Tensor, nn
 
 # %% ../../nbs/training/06_checks.ipynb #55a70f16
@@ -173,12 +173,13 @@ def scores(
     y:Tensor, # labels
     t_pred:Tensor, # the teacher's predictions
     s_pred:Tensor=None, # the student's
-)->dict: # 'n', 'chance', 'teacher' and, with `s_pred`, 'student'; None if they cannot be measured
-    "Accuracy (R² for regression) of the teacher and the student, and of the best constant prediction"
+)->dict: # 'n', 'chance', 'teacher', 'balanced' and, with `s_pred`, 'student'; None if they cannot be measured
+    "Accuracy (R² for regression) of the teacher and the student, and of the best constant prediction; 'balanced' has a tuple of `balanced` for each"
     res = dict(n=len(y), teacher=score(task, t_pred, y))
     if res['teacher'] is None: return None
     if s_pred is not None: res['student'] = score(task, s_pred, y)
-    return dict(res, chance=chance(task, y, t_pred.shape[task.axis] if task.kind=='single' else 1))
+    n = t_pred.shape[task.axis] if task.kind=='single' else n_labels(t_pred)
+    return dict(res, chance=chance(task, y, n), balanced=[balanced(task, p, y) for p in (t_pred,s_pred) if p is not None])
 
 def measure(
     task, # `Task`
@@ -192,14 +193,25 @@ def verdicts(
 )->list: # warnings, in words
     "What is wrong with the teacher, judging by one validation batch"
     found = f"The teacher's {measure} on a validation batch of {r['n']} is {r['teacher']:.3f}"
-    if r['teacher'] <= r['chance'] < 1:
+    if r['teacher'] <= r['chance'] < 1 and _guesses(r):
         return [f"{found}, no better than always giving the same answer ({r['chance']:.3f}): it is untrained, or it gets the wrong "
                 "normalisation, input size or order of classes. Pass Teacher(teacher, norm=…, size=…, vocab=…)"]
-    if r.get('student') is not None and r['student']-r['teacher'] > 2*_noise(r):
+    if r.get('student') is not None and r['student']-r['teacher'] > 2*_noise(r) and _behind(r):
         return [f"{found}, worse than the student's {r['student']:.3f}: the student has little to learn from it"]
     return []
 
 def _noise(r): return (max(r['teacher']*(1-r['teacher']), 0) / r['n'])**.5
+
+def _balanced(r): return [o for o in r.get('balanced', ()) if o]
+
+def _guesses(r):
+    "Is the teacher's balanced accuracy, too, what guessing gives, in a batch that can tell? True where there is none, as in regression"
+    return all(v <= guess+se and guess+2*se < 1 for v,guess,se in _balanced(r)[:1])
+
+def _behind(r):
+    "Is the teacher's balanced accuracy, too, below the student's? True where there is none"
+    both = _balanced(r)
+    return len(both) < 2 or both[0][0] < both[1][0]
 
 # %% ../../nbs/training/06_checks.ipynb #13c9ad4f
 _needed = 'CastToTensor','RNNCallback' # of fastai; others, such as MixedPrecision, begin something that a later event ends

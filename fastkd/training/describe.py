@@ -61,9 +61,14 @@ def _batch_lines(teachers, objective, features, epochs, n, task_loss, terms, sco
     for l,(name,v) in zip(objective.terms, terms.items()):
         yield f"  {name}: {'not measured' if v is None else f'{v.item():.4g} with its weight'}, {l!r}"
         if isinstance(l, FeatureLoss): yield from (f"    {o}" for o in features.describe(l))
-    if scores: yield f"  {measure(objective.task)}: teacher {scores['teacher']:.3f}, student {scores['student']:.3f}, " \
-                     f"best constant answer {scores['chance']:.3f}"
+    if scores: yield from _score_lines(objective.task, **scores)
     elif len(teachers): yield "  The teacher's accuracy cannot be measured on this batch"
     yield from (f"Warning: {o}" for o in warnings)
+
+def _score_lines(task, n, teacher, student, chance, balanced):
+    yield f"  {measure(task)}: teacher {teacher:.3f}, student {student:.3f}, best constant answer {chance:.3f}"
+    if not all(balanced) or chance < 1.5*balanced[0][1]: return  # the classes are about equally frequent
+    (t,guess,_),(s,_,_) = balanced
+    yield f"  balanced accuracy: teacher {t:.3f}, student {s:.3f}, best constant answer {guess:.3f}"
 
 def _n_params(m): return f"{sum(p.numel() for p in m.parameters()):,} parameters"
