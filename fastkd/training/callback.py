@@ -12,7 +12,7 @@ from ..models.reading import model_output
 from ..teachers.teacher import Teachers
 from .attached import check_only_one
 from .calibrate import calibrated_temperature
-from .checks import bind_to_learner, check_finite, check_labelled, check_losses, check_preds, events_before, look, others_kept, warn_of_teacher, warn_of_expectations
+from .checks import bind_to_learner, check_finite, check_labelled, check_losses, check_preds, check_student, events_before, look, others_kept, warn_of_teacher, warn_of_expectations
 from .columns import DistillationColumns, History
 from .describe import summary_lines
 from .expect import expectations
@@ -150,10 +150,15 @@ class KnowledgeDistillation(SavesAdapters):
         objective,features,first = self.objective,self.trained.features,self.teacher_preds is None
         axis,kind = objective.task.axis,objective.task.kind
         self.teacher_preds = taught(self.teachers, self.xb, pred, axis, features and features.recording[1], kind)
-        if first: check_preds(objective.task, pred, self.teacher_preds, self.teachers)
+        if first: self._check_first(pred)
         items = item_numbers(self.dl, self.iter, len(pred)) if objective.by_item else None
         on_features = features.recorded(pos, items) if features else ()
         return objective(pred, self.teacher_preds, self.teachers, self.labels, pos, on_features)
+
+    def _check_first(self, pred):
+        "Before the first step of a fit, all predictions have to be what the losses expect"
+        check_preds(self.objective.task, pred, self.teacher_preds, self.teachers)
+        check_student(self.model, pred, self.objective, self.teachers, self.teacher_preds)
 
     def before_step(self):
         "If the loss is not finite, the teacher may be the cause"

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['check_models', 'check_features', 'check_losses', 'check_labels', 'check_labelled', 'check_batches', 'bind_to_learner',
-           'check_preds', 'check_finite', 'scores', 'measure', 'verdicts', 'others_kept', 'events_before',
-           'events_after', 'valid_batch', 'student_output', 'look', 'warn_of_teacher', 'warn_of_expectations']
+           'probabilities', 'check_preds', 'check_student', 'check_finite', 'scores', 'measure', 'verdicts',
+           'other_tasks', 'others_kept', 'events_before', 'events_after', 'valid_batch', 'student_output', 'look',
+           'warn_of_teacher', 'warn_of_expectations']
 
 # %% ../../nbs/training/06_checks.ipynb #9025939b
 import torch, torch.distributed as dist
@@ -14,14 +15,14 @@ from fastai.callback.mixup import MixHandler
 from fastai.data.core import TfmdDL
 from fastai.torch_core import cast, to_device
 from fastcore.basics import first
-from ..losses.base import value_at
+from ..losses.base import FunctionLoss, value_at
 from ..losses.features import FeatureLoss
 from ..models.layers import resolve_layers, unwrap
 from ..models.reading import eval_mode, keep_buffers, keep_rng, model_output, probing, warn_user
 from ..teachers.teacher import merge_logits
 from .labels import batch_labels
 from .objective import taught
-from .task import balanced, chance, n_labels, score, task_of
+from .task import balanced, chance, kind_of, kind_words, n_labels, score, task_of
 from torch import Tensor, nn
 
 # %% ../../nbs/training/06_checks.ipynb #55a70f16
@@ -128,6 +129,37 @@ def bind_to_learner(
     check_features(learn, teachers, objective.on_features)
     check_labels(learn, task, objective.terms)
 
+# %% ../../nbs/training/06_checks.ipynb #14344477
+def probabilities(
+    task, # `Task` of the student
+    z:Tensor, # predictions of the student or a teacher
+    model:nn.Module=None, # the model that made them
+    some:bool=False, # are they only some of the classes that it predicts?
+)->tuple: # 'softmax' or 'sigmoid', and how it shows; None for logits
+    "Are these predictions probabilities instead of logits?"
+    z = z.float()
+    if not z.numel() or z.abs().max() > 1+1e-3: return None
+    if task.kind != 'binary' and _sums_to_one(z, task.axis, some): return 'softmax',"they sum to 1"
+    last,one = model and _last_module(model),task.kind == 'binary' and z.numel() == len(z)
+    if isinstance(last, nn.Sigmoid) and z.min() >= 0 or one and isinstance(last, nn.Softmax):
+        return type(last).__name__.lower(),f"its last module is a {type(last).__name__}"
+    if task.kind == 'binary' and z.max() > .99 and 0 <= z.min() < .01: return 'sigmoid',"they lie between 0 and 1"
+    if one and z.max() > .99 and z.min() < -.99: return 'softmax',"the difference of the two is at most 1"
+
+def _sums_to_one(z, axis, some):
+    if z.ndim < 2 or z.shape[axis] < 2 or z.min() < 0: return False
+    total = z.sum(axis)
+    return .9 < total.max() <= 1+1e-3 if some else (total-1).abs().max() < 1e-3
+
+def _last_module(model):
+    "The last module that has no modules in it, or None"
+    found = [m for m in unwrap(model).modules() if not [*m.children()] and not isinstance(m, (nn.Identity,nn.Flatten,nn.Dropout))]
+    return found[-1] if found else None
+
+def _no_logits(who, needs, act, how):
+    remedy = "or return its logarithm" if act == 'softmax' else "which the loss applies itself"
+    return f"{who} predicts probabilities ({how}), but {needs} logits: take the {act} off it, {remedy}"
+
 # %% ../../nbs/training/06_checks.ipynb #417ab617
 def check_preds(
     task, # `Task` of the student
@@ -143,9 +175,24 @@ def check_preds(
             raise ValueError(f"teacher={o.name}: {bad} of {z.numel()} of its predictions are nan or inf: "
                              "check its weights and the normalisation of its inputs")
         _check_shape(task, pred, z, o)
-        if task.kind == 'single' and z.min() >= 0 and (z.float().sum(task.axis)-1).abs().max() < 1e-3:
-            raise ValueError(f"teacher={o.name} predicts probabilities (they sum to 1), but distillation needs logits: "
-                             "take the softmax off it, or return its logarithm")
+        if task.kind in ('single','binary') and (found := probabilities(task, z, o.model, o.columns[1] is not None)):
+            raise ValueError(_no_logits(f"teacher={o.name}", 'distillation needs', *found))
+
+def check_student(
+    model:nn.Module, # the student
+    pred:Tensor, # its predictions
+    objective, # `Objective`, bound to its task
+    teachers=(), # `Teachers`, to check where the task is unknown
+    preds:list=(), # the predictions of each
+):
+    "ValueError if the student predicts probabilities, where its loss function or a distillation loss takes logits"
+    task,known = objective.task,objective.task.kind != 'unknown'
+    terms = [l.name for l in objective.terms if not isinstance(l, FeatureLoss if known else (FeatureLoss,FunctionLoss))]
+    if objective.off or task.kind == 'regression' or not (known or terms): return  # a function may take probabilities
+    needs = f"{task.name if known else f'loss={terms[0]}'} needs"
+    others = [] if known else [(f"teacher={o.name}", z, o.model) for o,z in zip(teachers, preds)]
+    for who,z,m in [*others, (f"the student, {type(unwrap(model)).__name__},", pred, model)]:
+        if found := probabilities(task, z, m): raise ValueError(_no_logits(who, needs, *found))
 
 def _check_shape(task, pred, z, o):
     if z.shape == pred.shape: return
@@ -212,6 +259,32 @@ def _behind(r):
     "Is the teacher's balanced accuracy, too, below the student's? True where there is none"
     both = _balanced(r)
     return len(both) < 2 or both[0][0] < both[1][0]
+
+# %% ../../nbs/training/06_checks.ipynb #bfd34c2c
+def other_tasks(
+    objective, # `Objective`, bound to the student's task
+    pred:Tensor, # the student's predictions
+    preds:list, # each teacher's, in the student's classes
+    teachers, # `Teachers`
+)->list: # warnings, in words
+    "Which teachers were trained for another task than the student; ValueError for one that predicts probabilities"
+    task,res = objective.task,[]
+    reads = [l.name for l in objective.terms if not isinstance(l, FeatureLoss)]
+    if not reads or objective.off: return res
+    for o,z in zip(teachers, preds):
+        kind,name = kind_of(o.loss_func) if o.loss_func is not None else ('unknown','')
+        if kind == 'probability':
+            raise ValueError(_no_logits(f"teacher={o.name}", f"loss={reads[0]} needs", 'sigmoid', f"its loss function is {name}"))
+        if 'unknown' in (kind,task.kind) or kind == task.kind or _is_yes_no(task, pred, z, kind): continue
+        res.append(f"teacher={o.name} was trained with {name}, for {kind_words(kind)}, and the student with {task.name}, for "
+                   f"{kind_words(task.kind)}, so {reads[0]} compares what does not mean the same: train both with the same kind of loss "
+                   "function, or use only losses on features")
+    return res
+
+def _is_yes_no(task, pred, z, kind):
+    "Is this a yes/no task, with one logit on one side and two on the other? `yes_no` has made them alike"
+    if (task.kind,kind) == ('binary','single'): return pred.numel() == len(pred)
+    return (task.kind,kind) == ('single','binary') and z.ndim == 2 and z.shape[1] == 2 and not z[:,0].any()
 
 # %% ../../nbs/training/06_checks.ipynb #13c9ad4f
 _needed = 'CastToTensor','RNNCallback' # of fastai; others, such as MixedPrecision, begin something that a later event ends
@@ -310,6 +383,7 @@ def _looked(learn, teachers, objective, trained, b):
     pred = model_output(out)
     preds = taught(teachers, xb, pred, task.axis, taps and taps[1], task.kind)
     check_preds(task, pred, preds, teachers)
+    check_student(learn.model, pred, objective, teachers, preds)
     check_batches(learn.dls.train, objective.terms, pred, task.axis)
     features = _feature_values(learn, trained.features, taps, len(pred)) if taps else None
     terms = _try(objective, pred, preds, teachers, batch_labels(task, yb), features)
@@ -317,7 +391,7 @@ def _looked(learn, teachers, objective, trained, b):
     n_classes = pred.shape[task.axis] if pred.ndim > 1 else 1
     task_loss = learn.loss_func(out, *yb) if trained and len(yb) else None
     return dict(n=len(pred), n_classes=n_classes, task_loss=task_loss, terms=terms, scores=found,
-                warnings=verdicts(found, measure(task)) if found else [])
+                warnings=[*(verdicts(found, measure(task)) if found else []), *other_tasks(objective, pred, preds, teachers)])
 
 @torch.no_grad()
 def _feature_values(learn, features, taps, n):
