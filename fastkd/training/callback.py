@@ -12,7 +12,7 @@ from ..models.reading import model_output
 from ..teachers.teacher import Teachers
 from .attached import check_only_one
 from .calibrate import calibrated_temperature
-from .checks import bind_to_learner, check_finite, check_labelled, check_losses, check_preds, check_student, events_before, look, others_kept, warn_of_teacher, warn_of_expectations
+from .checks import bind_to_learner, check_finite, check_labelled, check_first, check_losses, check_preds, check_student, events_before, look, others_kept, warn_of_teacher, warn_of_expectations
 from .columns import DistillationColumns, History
 from .describe import summary_lines
 from .expect import expectations
@@ -99,7 +99,7 @@ class KnowledgeDistillation(SavesAdapters):
     def _look(self):
         self.looked_at = self.dls
         self._calibrate()
-        seen = look(self.learn, self.teachers, self.objective)
+        seen = look(self.learn, self.teachers, self.objective, self.trained.tried())
         warn_of_teacher(seen)
         if seen: warn_of_expectations(self._expect(seen))
 
@@ -150,12 +150,14 @@ class KnowledgeDistillation(SavesAdapters):
         objective,features,first = self.objective,self.trained.features,self.teacher_preds is None
         axis,kind = objective.task.axis,objective.task.kind
         self.teacher_preds = taught(self.teachers, self.xb, pred, axis, features and features.recording[1], kind)
-        if first: self._check_first(pred)
+        if first: self._check_preds(pred)
         items = item_numbers(self.dl, self.iter, len(pred)) if objective.by_item else None
         on_features = features.recorded(pos, items) if features else ()
-        return objective(pred, self.teacher_preds, self.teachers, self.labels, pos, on_features)
+        terms = objective(pred, self.teacher_preds, self.teachers, self.labels, pos, on_features)
+        if first: check_first(objective, terms, pred)
+        return terms
 
-    def _check_first(self, pred):
+    def _check_preds(self, pred):
         "Before the first step of a fit, all predictions have to be what the losses expect"
         check_preds(self.objective.task, pred, self.teacher_preds, self.teachers)
         check_student(self.model, pred, self.objective, self.teachers, self.teacher_preds)

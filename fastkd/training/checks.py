@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['check_models', 'check_features', 'check_losses', 'check_labels', 'check_labelled', 'check_batches', 'bind_to_learner',
            'probabilities', 'check_preds', 'check_student', 'check_finite', 'scores', 'measure', 'verdicts',
-           'other_tasks', 'others_kept', 'events_before', 'events_after', 'valid_batch', 'student_output', 'look',
-           'warn_of_teacher', 'warn_of_expectations']
+           'other_tasks', 'check_value', 'check_first', 'odd_values', 'others_kept', 'events_before', 'events_after',
+           'valid_batch', 'student_output', 'look', 'warn_of_teacher', 'warn_of_expectations']
 
 # %% ../../nbs/training/06_checks.ipynb #9025939b
-import torch, torch.distributed as dist
+import math, torch, torch.distributed as dist
 from contextlib import contextmanager
 from fastai.callback.mixup import MixHandler
 from fastai.data.core import TfmdDL
@@ -22,7 +22,7 @@ from ..models.reading import eval_mode, keep_buffers, keep_rng, model_output, pr
 from ..teachers.teacher import merge_logits
 from .labels import batch_labels
 from .objective import taught
-from .task import balanced, chance, kind_of, kind_words, n_labels, score, task_of
+from .task import balanced, chance, kind_of, kind_words, n_labels, plain_loss, score, task_of
 from torch import Tensor, nn
 
 # %% ../../nbs/training/06_checks.ipynb #55a70f16
@@ -76,7 +76,7 @@ def check_labels(
     "ValueError if a loss cannot use the labels or the items of `learn`; a warning for a softmax over several labels"
     mix = next((c for c in learn.cbs if isinstance(c, MixHandler)), None)
     for l in losses:
-        if task.kind == 'binary' and l.act == 'softmax': _check_softmax(l, task)
+        if task.kind == 'binary' and l.act == 'softmax' and not isinstance(l, FunctionLoss): _check_softmax(l, task)
         if mix and getattr(l, 'by_item', False):
             raise ValueError(f"loss={l.name} remembers each item, but {mix.name} blends items: take {mix.name} out, or choose another loss")
 
@@ -129,7 +129,7 @@ def bind_to_learner(
     check_features(learn, teachers, objective.on_features)
     check_labels(learn, task, objective.terms)
 
-# %% ../../nbs/training/06_checks.ipynb #14344477
+# %% ../../nbs/training/06_checks.ipynb #baa9ade9
 def probabilities(
     task, # `Task` of the student
     z:Tensor, # predictions of the student or a teacher
@@ -260,7 +260,7 @@ def _behind(r):
     both = _balanced(r)
     return len(both) < 2 or both[0][0] < both[1][0]
 
-# %% ../../nbs/training/06_checks.ipynb #bfd34c2c
+# %% ../../nbs/training/06_checks.ipynb #a6343c01
 def other_tasks(
     objective, # `Objective`, bound to the student's task
     pred:Tensor, # the student's predictions
@@ -285,6 +285,82 @@ def _is_yes_no(task, pred, z, kind):
     "Is this a yes/no task, with one logit on one side and two on the other? `yes_no` has made them alike"
     if (task.kind,kind) == ('binary','single'): return pred.numel() == len(pred)
     return (task.kind,kind) == ('single','binary') and z.ndim == 2 and z.shape[1] == 2 and not z[:,0].any()
+
+# %% ../../nbs/training/06_checks.ipynb #c049137f
+_logits = "student's and teacher's logits"
+_instead = {
+    'kl_div': f"kl_div takes log-probabilities and probabilities, not {_logits}: use SoftTarget(T=1), or "
+              "lambda p, t: F.kl_div(p.log_softmax(1), t.softmax(1), reduction='batchmean')",
+    'cross_entropy': f"cross_entropy takes probabilities as targets, not the teacher's logits: use lambda p, t: F.cross_entropy(p, t.softmax(1))",
+    'binary_cross_entropy_with_logits': "it takes probabilities as targets, not the teacher's logits: use BinarySoftTarget(), or "
+                                        "lambda p, t: F.binary_cross_entropy_with_logits(p, t.sigmoid())"}
+_instead.update(KLDivLoss=_instead['kl_div'], CrossEntropyLoss=_instead['cross_entropy'],
+                BCEWithLogitsLoss=_instead['binary_cross_entropy_with_logits'])
+
+def _advice(loss):
+    "What to do about a wrong value of `loss`"
+    f = getattr(loss.func, 'func', loss.func)
+    from_torch = getattr(f, '__module__', '').startswith('torch.')
+    return _instead.get(loss.name if from_torch else '', f"check what it makes of {_logits}" if not isinstance(loss, FeatureLoss) else
+                        "check its layers and numbers")
+
+def check_value(
+    loss, # loss object
+    v, # what it returned for a batch
+    name:str, # its name
+):
+    "`v` if it is a finite number in a tensor; ValueError if not"
+    if not isinstance(v, Tensor): raise ValueError(f"loss={name} returns a {type(v).__name__}: it must return a tensor with one number")
+    if v.numel() != 1:
+        raise ValueError(f"loss={name} returns a tensor of shape {tuple(v.shape)}: it must return one number, such as the mean")
+    if not v.isfinite(): raise ValueError(f"loss={name} is {v.item():g} on a batch whose predictions are finite: {_advice(loss)}")
+    return v
+
+def check_first(
+    objective, # `Objective`, bound to a task
+    terms:dict, # its terms for a batch, by name
+    pred:Tensor, # the student's predictions
+):
+    "`check_value` for all terms, unless the student itself is at fault"
+    if not pred.isfinite().all(): return
+    for l,(name,v) in zip(objective.terms, terms.items()): check_value(l, v, name)
+
+# %% ../../nbs/training/06_checks.ipynb #de5949a5
+def odd_values(
+    objective, # `Objective`, bound to a task
+    values:dict, # name → value without its weight, or None
+    task_loss:Tensor=None, # of the same batch; None: there are no labels
+    n_classes:int=1, # of the predictions
+)->list: # warnings, in words
+    "Which terms are negative, have no gradient, or are much larger than the task loss"
+    res = []
+    if objective.off: return res
+    for l,(name,v) in zip(objective.terms, values.items()):
+        if v is None: continue
+        if v < -1e-4 and not l.signed:
+            res.append(f"loss={name} is {v.item():.3g}, but a distance is not negative. If that is not meant: {_advice(l)}")
+        if not isinstance(l, FeatureLoss) and not v.requires_grad:
+            res.append(f"loss={name} has no gradient, so it trains nothing: it must be computed from the student's predictions without "
+                       "argmax, detach or item")
+        if task_loss is not None and any(objective.weights(i/16)[1] for i in range(17)): res += _too_large(objective, l, name, v, task_loss, n_classes)
+    return res
+
+_much = 10. # times the task loss
+
+def _too_large(objective, loss, name, v, task_loss, n_classes):
+    "A warning if a term with its largest weight is much larger than the task loss, or than half of what that is without learning"
+    w = max(value_at(loss.weight, i/16) for i in range(17))
+    base = max(task_loss.item(), _half_of_guessing(objective.task, n_classes))
+    T = torch.as_tensor(value_at(getattr(loss, 'T', 1.), 0.)).item()
+    ratio = abs(w*v.item()) / base if base > 0 else 0.
+    if ratio/max(1., T*T) <= _much: return []  # T² is in the loss so that its gradient doesn't depend on T
+    scale = "weight={:.2g}" if not callable(loss.weight) else "a weight of at most {:.2g}"
+    return [f"{name} is {abs(w*v.item()):.4g} with its weight of {w:g}, {ratio:.0f} times the task loss of {task_loss.item():.3g}, so it "
+            f"decides what is learned: {scale.format(w/ratio)} would bring it to the task loss"]
+
+def _half_of_guessing(task, n):
+    "Half the task loss of equal probabilities for all classes; 0 for regression"
+    return math.log(max(2, n))/2 if task.kind == 'single' else math.log(2)/2 if task.kind == 'binary' else 0.
 
 # %% ../../nbs/training/06_checks.ipynb #13c9ad4f
 _needed = 'CastToTensor','RNNCallback' # of fastai; others, such as MixedPrecision, begin something that a later event ends
@@ -386,35 +462,39 @@ def _looked(learn, teachers, objective, trained, b):
     check_student(learn.model, pred, objective, teachers, preds)
     check_batches(learn.dls.train, objective.terms, pred, task.axis)
     features = _feature_values(learn, trained.features, taps, len(pred)) if taps else None
-    terms = _try(objective, pred, preds, teachers, batch_labels(task, yb), features)
+    values = _try(objective, pred, preds, teachers, batch_labels(task, yb), features)
+    terms = {n: None if v is None else value_at(l.weight, 0.)*v.detach() for l,(n,v) in zip(objective.terms, values.items())}
     found = _scores(task, yb, preds, pred, teachers)
     n_classes = pred.shape[task.axis] if pred.ndim > 1 else 1
-    task_loss = learn.loss_func(out, *yb) if trained and len(yb) else None
+    task_loss = plain_loss(learn.loss_func)(out, *yb) if trained and len(yb) else None
     return dict(n=len(pred), n_classes=n_classes, task_loss=task_loss, terms=terms, scores=found,
-                warnings=[*(verdicts(found, measure(task)) if found else []), *other_tasks(objective, pred, preds, teachers)])
+                warnings=[*(verdicts(found, measure(task)) if found else []), *other_tasks(objective, pred, preds, teachers),
+                          *odd_values(objective, values, task_loss, n_classes)])
 
 @torch.no_grad()
 def _feature_values(learn, features, taps, n):
     items = torch.arange(n) % (getattr(learn.dls.train, 'n', None) or n)
-    return features(taps[0].pop(), taps[1].pop(), 0., items)
+    with keep_buffers(features.modules), keep_rng(): return features(taps[0].pop(), taps[1].pop(), 0., items)
 
 def _with_gradient(f, pred):
-    "`f(pred)` without a graph, after a trial with one, which can fail where this doesn't"
+    "`f(pred)`, after a trial of its gradient, which can fail where the value doesn't"
     with torch.enable_grad(), keep_rng():
         p = pred.detach().requires_grad_()
         v = f(p)
-        if isinstance(v, Tensor) and v.requires_grad: torch.autograd.grad(v, p, allow_unused=True)
-    return v.detach() if isinstance(v, Tensor) else v
+        if isinstance(v, Tensor) and v.requires_grad and v.numel() == 1: torch.autograd.grad(v, p, allow_unused=True)
+    return v
 
 @torch.no_grad()
 def _try(objective, pred, preds, teachers, labels, features):
-    "Each term times its weight, by name; None where this batch cannot show it"
+    "Each term, without its weight, by name; None where this batch cannot show it. ValueError for one that cannot be trained with"
     values,res = iter(features or ()),{}
     for name,l in zip(objective.names, objective.terms):
-        if isinstance(l, FeatureLoss): v = None if features is None else next(values)
-        elif l.needs and labels is None or len(pred) < l.min_items: v = None
+        skipped = features is None if isinstance(l, FeatureLoss) else l.needs and labels is None or len(pred) < l.min_items
+        if skipped: v = None
+        elif isinstance(l, FeatureLoss): v = next(values)
         else: v = _with_gradient(lambda p: objective.term(l, p, preds, teachers, labels), pred)
-        res[name] = None if v is None else value_at(l.weight, 0.)*v
+        can_tell = pred.isfinite().all() and not objective.off
+        res[name] = v if skipped or not can_tell else check_value(l, v, name)
     return res
 
 def _scores(task, yb, preds, pred, teachers):
