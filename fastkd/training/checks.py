@@ -129,7 +129,7 @@ def bind_to_learner(
     check_features(learn, teachers, objective.on_features)
     check_labels(learn, task, objective.terms)
 
-# %% ../../nbs/training/06_checks.ipynb #baa9ade9
+# %% ../../nbs/training/06_checks.ipynb #9d8b1b0f
 def probabilities(
     task, # `Task` of the student
     z:Tensor, # predictions of the student or a teacher
@@ -221,7 +221,7 @@ def scores(
     t_pred:Tensor, # the teacher's predictions
     s_pred:Tensor=None, # the student's
 )->dict: # 'n', 'chance', 'teacher', 'balanced' and, with `s_pred`, 'student'; None if they cannot be measured
-    "Accuracy (R² for regression) of the teacher and the student, and of the best constant prediction; 'balanced' has a tuple of `balanced` for each"
+    "Accuracy (R² for regression) of the teacher and the student, and of the best constant prediction; `balanced` for each"
     res = dict(n=len(y), teacher=score(task, t_pred, y))
     if res['teacher'] is None: return None
     if s_pred is not None: res['student'] = score(task, s_pred, y)
@@ -260,7 +260,7 @@ def _behind(r):
     both = _balanced(r)
     return len(both) < 2 or both[0][0] < both[1][0]
 
-# %% ../../nbs/training/06_checks.ipynb #a6343c01
+# %% ../../nbs/training/06_checks.ipynb #2be6f2da
 def other_tasks(
     objective, # `Objective`, bound to the student's task
     pred:Tensor, # the student's predictions
@@ -286,12 +286,13 @@ def _is_yes_no(task, pred, z, kind):
     if (task.kind,kind) == ('binary','single'): return pred.numel() == len(pred)
     return (task.kind,kind) == ('single','binary') and z.ndim == 2 and z.shape[1] == 2 and not z[:,0].any()
 
-# %% ../../nbs/training/06_checks.ipynb #c049137f
+# %% ../../nbs/training/06_checks.ipynb #04331cd7
 _logits = "student's and teacher's logits"
 _instead = {
     'kl_div': f"kl_div takes log-probabilities and probabilities, not {_logits}: use SoftTarget(T=1), or "
               "lambda p, t: F.kl_div(p.log_softmax(1), t.softmax(1), reduction='batchmean')",
-    'cross_entropy': f"cross_entropy takes probabilities as targets, not the teacher's logits: use lambda p, t: F.cross_entropy(p, t.softmax(1))",
+    'cross_entropy': "cross_entropy takes probabilities as targets, not the teacher's logits: "
+                     "use lambda p, t: F.cross_entropy(p, t.softmax(1))",
     'binary_cross_entropy_with_logits': "it takes probabilities as targets, not the teacher's logits: use BinarySoftTarget(), or "
                                         "lambda p, t: F.binary_cross_entropy_with_logits(p, t.sigmoid())"}
 _instead.update(KLDivLoss=_instead['kl_div'], CrossEntropyLoss=_instead['cross_entropy'],
@@ -325,7 +326,7 @@ def check_first(
     if not pred.isfinite().all(): return
     for l,(name,v) in zip(objective.terms, terms.items()): check_value(l, v, name)
 
-# %% ../../nbs/training/06_checks.ipynb #de5949a5
+# %% ../../nbs/training/06_checks.ipynb #62306e8b
 def odd_values(
     objective, # `Objective`, bound to a task
     values:dict, # name → value without its weight, or None
@@ -342,7 +343,8 @@ def odd_values(
         if not isinstance(l, FeatureLoss) and not v.requires_grad:
             res.append(f"loss={name} has no gradient, so it trains nothing: it must be computed from the student's predictions without "
                        "argmax, detach or item")
-        if task_loss is not None and any(objective.weights(i/16)[1] for i in range(17)): res += _too_large(objective, l, name, v, task_loss, n_classes)
+        shared = task_loss is not None and any(objective.weights(i/16)[1] for i in range(17))  # does the task loss count?
+        if shared: res += _too_large(objective, l, name, v, task_loss, n_classes)
     return res
 
 _much = 10. # times the task loss
