@@ -98,7 +98,9 @@ def check_count(
 # %% ../../nbs/losses/00_base.ipynb #481b980b
 _given = 'axis','mask','y','y1','lam' # what training can pass to a loss, by name
 
-def _signature(f): return inspect.signature(f.forward if isinstance(f, nn.Module) else f)  # a module's __call__ takes anything
+def _signature(f):
+    try: return inspect.signature(f.forward if isinstance(f, nn.Module) else f)  # a module's __call__ takes anything
+    except ValueError: return inspect.signature(lambda pred, teacher_pred: None)  # functions written in C, as many of PyTorch's
 
 def _takes(f):
     "The names in `_given` that `f` accepts, and those that it requires"
@@ -112,6 +114,7 @@ class DistillationLoss:
     act = 'softmax' # turns logits into probabilities, to average an ensemble; None: average the logits
     min_items = 1 # smallest batch that the loss can work with
     needs_teacher = True # does it compare the student with a teacher?
+    signed = False # can its value be below 0 though all is well?
     def __init__(self,
         func, # `func(pred, teacher_pred, **hypers)`
         weight:float=1., # factor of this term, or a schedule

@@ -60,6 +60,7 @@ class GaussianRegressor(nn.Module):
 
 class VID(FeatureLoss):
     "Variational information distillation, `vid` (Ahn et al., 1904.05835), on all pairs, with a regressor each; features (B, C, *)"
+    signed = True  # a log-likelihood
     def __init__(self,
         layers=None, # None to pair automatically, a list of names, or a list of (student_name, teacher_name)
         var:float=5., # initial value of the trained variances, > 1e-5

@@ -97,6 +97,8 @@ class Teacher:
     @property
     def t_dls(self): return self.source.dls if isinstance(self.source, Learner) else None
     @property
+    def loss_func(self): return self.source.loss_func if isinstance(self.source, Learner) else None
+    @property
     def name(self): return f"{'Learner' if self.t_dls is not None else 'module'} {type(self.model).__name__}"
     @property
     def norm(self): return self.input_map.norm

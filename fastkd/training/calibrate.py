@@ -12,6 +12,7 @@ from ..models.reading import keep_rng, plain_tensors
 from ..teachers.calibrate import fit_temperature
 from ..teachers.teacher import merge_logits
 from .checks import events_before, others_kept
+from .objective import as_two
 from torch import Tensor
 
 # %% ../../nbs/training/14_calibrate.ipynb #67a92881
@@ -65,7 +66,7 @@ def _valid_logits(learn, teachers, task, i):
     for b in _valid_batches(learn, n_items):
         xb,yb = events_before(learn, *b)
         if len(yb) <= i or not isinstance(yb[i], Tensor) or yb[i].is_floating_point(): break
-        z,y = _flat(merge_logits(teachers(xb, task.axis), teachers.weights, axis=task.axis), plain_tensors(yb[i]), task.axis)
+        z,y = _flat(merge_logits(as_two(teachers(xb, task.axis)), teachers.weights, axis=task.axis), plain_tensors(yb[i]), task.axis)
         if y is None: break  # a teacher that works at another size
         zs.append(z)
         ys.append(_known(y, teachers.columns, task.ignore_index))

@@ -11,7 +11,7 @@ from fastcore.basics import PrettyString, merge
 from ..teachers.teacher import Teachers
 from .attached import check_only_one
 from .calibrate import calibrated_temperature
-from .checks import bind_to_learner, check_finite, check_labelled, check_losses, check_preds, events_before, look, others_kept, warn_of_teacher, warn_of_expectations
+from .checks import bind_to_learner, check_finite, check_labelled, check_first, check_losses, check_preds, check_student, events_before, look, others_kept, warn_of_teacher, warn_of_expectations
 from .columns import DistillationColumns, History
 from .describe import summary_lines
 from .expect import expectations
@@ -114,7 +114,7 @@ class KnowledgeDistillation(SavesAdapters):
     def _look(self):
         self.looked_at = self.dls
         self._calibrate()
-        seen = look(self.learn, self.teachers, self.objective, heads=self.heads)
+        seen = look(self.learn, self.teachers, self.objective, self.trained.tried(), self.heads)
         warn_of_teacher(seen)
         if seen: warn_of_expectations(self._expect(seen))
 
@@ -177,10 +177,17 @@ class KnowledgeDistillation(SavesAdapters):
     def _first_terms(self, pred, pos):
         objective,features,first = self.objective,self.trained.features,self.teacher_preds is None
         self.teacher_preds = self._taught(pred, features and features.recording[1])
-        if first: check_preds(objective.task, pred, self.teacher_preds, self.teachers)
+        if first: self._check_preds(pred)
         items = item_numbers(self.dl, self.iter, len(pred)) if objective.by_item else None
         on_features = features.recorded(pos, items) if features else ()
-        return objective(pred, self.teacher_preds, self.teachers, self.labels, pos, on_features)
+        terms = objective(pred, self.teacher_preds, self.teachers, self.labels, pos, on_features)
+        if first: check_first(objective, terms, pred)
+        return terms
+
+    def _check_preds(self, pred):
+        "Before the first step of a fit, all predictions have to be what the losses expect"
+        check_preds(self.objective.task, pred, self.teacher_preds, self.teachers)
+        check_student(self.model, pred, self.objective, self.teachers, self.teacher_preds)
 
     def _taught(self, pred, taps):
         "The teachers' predictions, if a loss compares them"

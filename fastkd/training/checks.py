@@ -4,24 +4,25 @@
 
 # %% auto #0
 __all__ = ['check_models', 'check_features', 'check_losses', 'check_labels', 'check_labelled', 'check_batches', 'bind_to_learner',
-           'check_preds', 'check_finite', 'scores', 'measure', 'verdicts', 'others_kept', 'events_before',
-           'events_after', 'valid_batch', 'student_output', 'look', 'warn_of_teacher', 'warn_of_expectations']
+           'probabilities', 'check_preds', 'check_student', 'check_finite', 'scores', 'measure', 'verdicts',
+           'other_tasks', 'check_value', 'check_first', 'odd_values', 'others_kept', 'events_before', 'events_after',
+           'valid_batch', 'student_output', 'look', 'warn_of_teacher', 'warn_of_expectations']
 
 # %% ../../nbs/training/06_checks.ipynb #9025939b
-import torch, torch.distributed as dist
+import math, torch, torch.distributed as dist
 from contextlib import contextmanager, nullcontext
 from fastai.callback.mixup import MixHandler
 from fastai.data.core import TfmdDL
 from fastai.torch_core import to_device
 from fastcore.basics import first
-from ..losses.base import value_at
+from ..losses.base import FunctionLoss, value_at
 from ..losses.features import FeatureLoss
 from ..models.layers import resolve_layers, unwrap
 from ..models.reading import eval_mode, keep_buffers, keep_rng, model_output, model_outputs, plain_tensors, probing, warn_user
 from ..teachers.teacher import merge_logits
 from .labels import batch_labels
 from .objective import taught
-from .task import chance, score, task_of
+from .task import balanced, chance, kind_of, kind_words, n_labels, plain_loss, score, task_of
 from torch import Tensor, nn
 
 # %% ../../nbs/training/06_checks.ipynb #55a70f16
@@ -75,7 +76,7 @@ def check_labels(
     "ValueError if a loss cannot use the labels or the items of `learn`; a warning for a softmax over several labels"
     mix = next((c for c in learn.cbs if isinstance(c, MixHandler)), None)
     for l in losses:
-        if task.kind == 'binary' and l.act == 'softmax': _check_softmax(l, task)
+        if task.kind == 'binary' and l.act == 'softmax' and not isinstance(l, FunctionLoss): _check_softmax(l, task)
         if mix and getattr(l, 'by_item', False):
             raise ValueError(f"loss={l.name} remembers each item, but {mix.name} blends items: take {mix.name} out, or choose another loss")
 
@@ -136,6 +137,37 @@ def _bind_teachers(learn, teachers, task, reads_preds):
         if reads_preds: raise
         teachers.bind(learn.dls, predicts=False)
 
+# %% ../../nbs/training/06_checks.ipynb #9d8b1b0f
+def probabilities(
+    task, # `Task` of the student
+    z:Tensor, # predictions of the student or a teacher
+    model:nn.Module=None, # the model that made them
+    some:bool=False, # are they only some of the classes that it predicts?
+)->tuple: # 'softmax' or 'sigmoid', and how it shows; None for logits
+    "Are these predictions probabilities instead of logits?"
+    z = z.float()
+    if not z.numel() or z.abs().max() > 1+1e-3: return None
+    if task.kind != 'binary' and _sums_to_one(z, task.axis, some): return 'softmax',"they sum to 1"
+    last,one = model and _last_module(model),task.kind == 'binary' and z.numel() == len(z)
+    if isinstance(last, nn.Sigmoid) and z.min() >= 0 or one and isinstance(last, nn.Softmax):
+        return type(last).__name__.lower(),f"its last module is a {type(last).__name__}"
+    if task.kind == 'binary' and z.max() > .99 and 0 <= z.min() < .01: return 'sigmoid',"they lie between 0 and 1"
+    if one and z.max() > .99 and z.min() < -.99: return 'softmax',"the difference of the two is at most 1"
+
+def _sums_to_one(z, axis, some):
+    if z.ndim < 2 or z.shape[axis] < 2 or z.min() < 0: return False
+    total = z.sum(axis)
+    return .9 < total.max() <= 1+1e-3 if some else (total-1).abs().max() < 1e-3
+
+def _last_module(model):
+    "The last module that has no modules in it, or None"
+    found = [m for m in unwrap(model).modules() if not [*m.children()] and not isinstance(m, (nn.Identity,nn.Flatten,nn.Dropout))]
+    return found[-1] if found else None
+
+def _no_logits(who, needs, act, how):
+    remedy = "or return its logarithm" if act == 'softmax' else "which the loss applies itself"
+    return f"{who} predicts probabilities ({how}), but {needs} logits: take the {act} off it, {remedy}"
+
 # %% ../../nbs/training/06_checks.ipynb #417ab617
 def check_preds(
     task, # `Task` of the student
@@ -151,9 +183,24 @@ def check_preds(
             raise ValueError(f"teacher={o.name}: {bad} of {z.numel()} of its predictions are nan or inf: "
                              "check its weights and the normalisation of its inputs")
         _check_shape(task, pred, z, o)
-        if task.kind == 'single' and z.min() >= 0 and (z.float().sum(task.axis)-1).abs().max() < 1e-3:
-            raise ValueError(f"teacher={o.name} predicts probabilities (they sum to 1), but distillation needs logits: "
-                             "take the softmax off it, or return its logarithm")
+        if task.kind in ('single','binary') and (found := probabilities(task, z, o.model, o.columns[1] is not None)):
+            raise ValueError(_no_logits(f"teacher={o.name}", 'distillation needs', *found))
+
+def check_student(
+    model:nn.Module, # the student
+    pred:Tensor, # its predictions
+    objective, # `Objective`, bound to its task
+    teachers=(), # `Teachers`, to check where the task is unknown
+    preds:list=(), # the predictions of each
+):
+    "ValueError if the student predicts probabilities, where its loss function or a distillation loss takes logits"
+    task,known = objective.task,objective.task.kind != 'unknown'
+    terms = [l.name for l in objective.terms if not isinstance(l, FeatureLoss if known else (FeatureLoss,FunctionLoss))]
+    if objective.off or task.kind == 'regression' or not (known or terms): return  # a function may take probabilities
+    needs = f"{task.name if known else f'loss={terms[0]}'} needs"
+    others = [] if known else [(f"teacher={o.name}", z, o.model) for o,z in zip(teachers, preds)]
+    for who,z,m in [*others, (f"the student, {type(unwrap(model)).__name__},", pred, model)]:
+        if found := probabilities(task, z, m): raise ValueError(_no_logits(who, needs, *found))
 
 def _check_shape(task, pred, z, o):
     if z.shape == pred.shape: return
@@ -181,12 +228,13 @@ def scores(
     y:Tensor, # labels
     t_pred:Tensor, # the teacher's predictions
     s_pred:Tensor=None, # the student's
-)->dict: # 'n', 'chance', 'teacher' and, with `s_pred`, 'student'; None if they cannot be measured
-    "Accuracy (R² for regression) of the teacher and the student, and of the best constant prediction"
+)->dict: # 'n', 'chance', 'teacher', 'balanced' and, with `s_pred`, 'student'; None if they cannot be measured
+    "Accuracy (R² for regression) of the teacher and the student, and of the best constant prediction; `balanced` for each"
     res = dict(n=len(y), teacher=score(task, t_pred, y))
     if res['teacher'] is None: return None
     if s_pred is not None: res['student'] = score(task, s_pred, y)
-    return dict(res, chance=chance(task, y, t_pred.shape[task.axis] if task.kind=='single' else 1))
+    n = t_pred.shape[task.axis] if task.kind=='single' else n_labels(t_pred)
+    return dict(res, chance=chance(task, y, n), balanced=[balanced(task, p, y) for p in (t_pred,s_pred) if p is not None])
 
 def measure(
     task, # `Task`
@@ -200,14 +248,129 @@ def verdicts(
 )->list: # warnings, in words
     "What is wrong with the teacher, judging by one validation batch"
     found = f"The teacher's {measure} on a validation batch of {r['n']} is {r['teacher']:.3f}"
-    if r['teacher'] <= r['chance'] < 1:
+    if r['teacher'] <= r['chance'] < 1 and _guesses(r):
         return [f"{found}, no better than always giving the same answer ({r['chance']:.3f}): it is untrained, or it gets the wrong "
                 "normalisation, input size or order of classes. Pass Teacher(teacher, norm=…, size=…, vocab=…)"]
-    if r.get('student') is not None and r['student']-r['teacher'] > 2*_noise(r):
+    if r.get('student') is not None and r['student']-r['teacher'] > 2*_noise(r) and _behind(r):
         return [f"{found}, worse than the student's {r['student']:.3f}: the student has little to learn from it"]
     return []
 
 def _noise(r): return (max(r['teacher']*(1-r['teacher']), 0) / r['n'])**.5
+
+def _balanced(r): return [o for o in r.get('balanced', ()) if o]
+
+def _guesses(r):
+    "Is the teacher's balanced accuracy, too, what guessing gives, in a batch that can tell? True where there is none, as in regression"
+    return all(v <= guess+se and guess+2*se < 1 for v,guess,se in _balanced(r)[:1])
+
+def _behind(r):
+    "Is the teacher's balanced accuracy, too, below the student's? True where there is none"
+    both = _balanced(r)
+    return len(both) < 2 or both[0][0] < both[1][0]
+
+# %% ../../nbs/training/06_checks.ipynb #2be6f2da
+def other_tasks(
+    objective, # `Objective`, bound to the student's task
+    pred:Tensor, # the student's predictions
+    preds:list, # each teacher's, in the student's classes
+    teachers, # `Teachers`
+)->list: # warnings, in words
+    "Which teachers were trained for another task than the student; ValueError for one that predicts probabilities"
+    task,res = objective.task,[]
+    reads = [l.name for l in objective.terms if not isinstance(l, FeatureLoss)]
+    if not reads or objective.off: return res
+    for o,z in zip(teachers, preds):
+        kind,name = kind_of(o.loss_func) if o.loss_func is not None else ('unknown','')
+        if kind == 'probability':
+            raise ValueError(_no_logits(f"teacher={o.name}", f"loss={reads[0]} needs", 'sigmoid', f"its loss function is {name}"))
+        if 'unknown' in (kind,task.kind) or kind == task.kind or _is_yes_no(task, pred, z, kind): continue
+        res.append(f"teacher={o.name} was trained with {name}, for {kind_words(kind)}, and the student with {task.name}, for "
+                   f"{kind_words(task.kind)}, so {reads[0]} compares what does not mean the same: train both with the same kind of loss "
+                   "function, or use only losses on features")
+    return res
+
+def _is_yes_no(task, pred, z, kind):
+    "Is this a yes/no task, with one logit on one side and two on the other? `yes_no` has made them alike"
+    if (task.kind,kind) == ('binary','single'): return pred.numel() == len(pred)
+    return (task.kind,kind) == ('single','binary') and z.ndim == 2 and z.shape[1] == 2 and not z[:,0].any()
+
+# %% ../../nbs/training/06_checks.ipynb #04331cd7
+_logits = "student's and teacher's logits"
+_instead = {
+    'kl_div': f"kl_div takes log-probabilities and probabilities, not {_logits}: use SoftTarget(T=1), or "
+              "lambda p, t: F.kl_div(p.log_softmax(1), t.softmax(1), reduction='batchmean')",
+    'cross_entropy': "cross_entropy takes probabilities as targets, not the teacher's logits: "
+                     "use lambda p, t: F.cross_entropy(p, t.softmax(1))",
+    'binary_cross_entropy_with_logits': "it takes probabilities as targets, not the teacher's logits: use BinarySoftTarget(), or "
+                                        "lambda p, t: F.binary_cross_entropy_with_logits(p, t.sigmoid())"}
+_instead.update(KLDivLoss=_instead['kl_div'], CrossEntropyLoss=_instead['cross_entropy'],
+                BCEWithLogitsLoss=_instead['binary_cross_entropy_with_logits'])
+
+def _advice(loss):
+    "What to do about a wrong value of `loss`"
+    f = getattr(loss.func, 'func', loss.func)
+    from_torch = getattr(f, '__module__', '').startswith('torch.')
+    return _instead.get(loss.name if from_torch else '', f"check what it makes of {_logits}" if not isinstance(loss, FeatureLoss) else
+                        "check its layers and numbers")
+
+def check_value(
+    loss, # loss object
+    v, # what it returned for a batch
+    name:str, # its name
+):
+    "`v` if it is a finite number in a tensor; ValueError if not"
+    if not isinstance(v, Tensor): raise ValueError(f"loss={name} returns a {type(v).__name__}: it must return a tensor with one number")
+    if v.numel() != 1:
+        raise ValueError(f"loss={name} returns a tensor of shape {tuple(v.shape)}: it must return one number, such as the mean")
+    if not v.isfinite(): raise ValueError(f"loss={name} is {v.item():g} on a batch whose predictions are finite: {_advice(loss)}")
+    return v
+
+def check_first(
+    objective, # `Objective`, bound to a task
+    terms:dict, # its terms for a batch, by name
+    pred:Tensor, # the student's predictions
+):
+    "`check_value` for all terms, unless the student itself is at fault"
+    if not pred.isfinite().all(): return
+    for l,(name,v) in zip(objective.terms, terms.items()): check_value(l, v, name)
+
+# %% ../../nbs/training/06_checks.ipynb #62306e8b
+def odd_values(
+    objective, # `Objective`, bound to a task
+    values:dict, # name → value without its weight, or None
+    task_loss:Tensor=None, # of the same batch; None: there are no labels
+    n_classes:int=1, # of the predictions
+)->list: # warnings, in words
+    "Which terms are negative, have no gradient, or are much larger than the task loss"
+    res = []
+    if objective.off: return res
+    for l,(name,v) in zip(objective.terms, values.items()):
+        if v is None: continue
+        if v < -1e-4 and not l.signed:
+            res.append(f"loss={name} is {v.item():.3g}, but a distance is not negative. If that is not meant: {_advice(l)}")
+        if not isinstance(l, FeatureLoss) and not v.requires_grad:
+            res.append(f"loss={name} has no gradient, so it trains nothing: it must be computed from the student's predictions without "
+                       "argmax, detach or item")
+        shared = task_loss is not None and any(objective.weights(i/16)[1] for i in range(17))  # does the task loss count?
+        if shared: res += _too_large(objective, l, name, v, task_loss, n_classes)
+    return res
+
+_much = 10. # times the task loss
+
+def _too_large(objective, loss, name, v, task_loss, n_classes):
+    "A warning if a term with its largest weight is much larger than the task loss, or than half of what that is without learning"
+    w = max(value_at(loss.weight, i/16) for i in range(17))
+    base = max(task_loss.item(), _half_of_guessing(objective.task, n_classes))
+    T = torch.as_tensor(value_at(getattr(loss, 'T', 1.), 0.)).item()
+    ratio = abs(w*v.item()) / base if base > 0 else 0.
+    if ratio/max(1., T*T) <= _much: return []  # T² is in the loss so that its gradient doesn't depend on T
+    scale = "weight={:.2g}" if not callable(loss.weight) else "a weight of at most {:.2g}"
+    return [f"{name} is {abs(w*v.item()):.4g} with its weight of {w:g}, {ratio:.0f} times the task loss of {task_loss.item():.3g}, so it "
+            f"decides what is learned: {scale.format(w/ratio)} would bring it to the task loss"]
+
+def _half_of_guessing(task, n):
+    "Half the task loss of equal probabilities for all classes; 0 for regression"
+    return math.log(max(2, n))/2 if task.kind == 'single' else math.log(2)/2 if task.kind == 'binary' else 0.
 
 # %% ../../nbs/training/06_checks.ipynb #13c9ad4f
 _needed = 'CastToTensor','RNNCallback' # of fastai; others, such as MixedPrecision, begin something that a later event ends
@@ -309,8 +472,8 @@ def _looked(learn, teachers, objective, trained, b, heads):
     labels = heads.read(task, yb) if heads else batch_labels(task, yb)
     preds = _teachers_preds(teachers, objective, xb, pred, taps and taps[1])
     features = _feature_values(learn, trained.features, taps, len(pred)) if taps else None
-    task_loss = learn.loss_func(heads.for_labels(out, task) if heads else out, *yb) if trained and len(yb) else None
-    res = _judged(learn, objective, pred, preds, teachers, labels, features)
+    task_loss = plain_loss(learn.loss_func)(heads.for_labels(out, task) if heads else out, *yb) if trained and len(yb) else None
+    res = _judged(learn, objective, pred, preds, teachers, labels, features, task_loss)
     res['warnings'] = [f"teacher={o.name}: {w}" for o in teachers for w in o.input_map.warnings] + res['warnings']
     more = [dict(_judged(learn, h.objective, z, h.taught(z, xb) if h.objective.terms else [], h.teachers, h.labels, ()), name=h.name)
             for h,z in zip(heads or (), others)]
@@ -326,37 +489,44 @@ def _teachers_preds(teachers, objective, xb, pred, taps):
         return []
     return preds if objective.reads_preds or all(z.shape == pred.shape for z in preds) else []
 
-def _judged(learn, objective, pred, preds, teachers, labels, features):
-    "The terms and scores of one output"
+def _judged(learn, objective, pred, preds, teachers, labels, features, task_loss=None):
+    "The terms and scores of one output, and what is wrong with them"
     task = objective.task
     if objective.reads_preds: check_preds(task, pred, preds, teachers)
+    check_student(learn.model, pred, objective, teachers, preds)
     check_batches(learn.dls.train, objective.terms, pred, task.axis)
+    values = _try(objective, pred, preds, teachers, labels, features)
+    terms = {n: None if v is None else value_at(l.weight, 0.)*v.detach() for l,(n,v) in zip(objective.terms, values.items())}
     found = _scores(task, labels, preds, pred, teachers)
-    return dict(n=len(pred), n_classes=pred.shape[task.axis] if pred.ndim > 1 else 1, scores=found,
-                terms=_try(objective, pred, preds, teachers, labels, features), warnings=verdicts(found, measure(task)) if found else [])
+    n_classes = pred.shape[task.axis] if pred.ndim > 1 else 1
+    warnings = [*(verdicts(found, measure(task)) if found else []), *other_tasks(objective, pred, preds, teachers),
+                *odd_values(objective, values, task_loss, n_classes)]
+    return dict(n=len(pred), n_classes=n_classes, terms=terms, scores=found, warnings=warnings)
 
 @torch.no_grad()
 def _feature_values(learn, features, taps, n):
     items = torch.arange(n) % (getattr(learn.dls.train, 'n', None) or n)
-    return features(taps[0].pop(), taps[1].pop(), 0., items)
+    with keep_buffers(features.modules), keep_rng(): return features(taps[0].pop(), taps[1].pop(), 0., items)
 
 def _with_gradient(f, pred):
-    "`f(pred)` without a graph, after a trial with one, which can fail where this doesn't"
+    "`f(pred)`, after a trial of its gradient, which can fail where the value doesn't"
     with torch.enable_grad(), keep_rng():
         p = pred.detach().requires_grad_()
         v = f(p)
-        if isinstance(v, Tensor) and v.requires_grad: torch.autograd.grad(v, p, allow_unused=True)
-    return v.detach() if isinstance(v, Tensor) else v
+        if isinstance(v, Tensor) and v.requires_grad and v.numel() == 1: torch.autograd.grad(v, p, allow_unused=True)
+    return v
 
 @torch.no_grad()
 def _try(objective, pred, preds, teachers, labels, features):
-    "Each term times its weight, by name; None where this batch cannot show it"
+    "Each term, without its weight, by name; None where this batch cannot show it. ValueError for one that cannot be trained with"
     values,res = iter(features or ()),{}
     for name,l in zip(objective.names, objective.terms):
-        if isinstance(l, FeatureLoss): v = None if features is None else next(values)
-        elif l.needs and labels is None or len(pred) < l.min_items: v = None
+        skipped = features is None if isinstance(l, FeatureLoss) else l.needs and labels is None or len(pred) < l.min_items
+        if skipped: v = None
+        elif isinstance(l, FeatureLoss): v = next(values)
         else: v = _with_gradient(lambda p: objective.term(l, p, preds, teachers, labels), pred)
-        res[name] = None if v is None else value_at(l.weight, 0.)*v
+        can_tell = pred.isfinite().all() and not objective.off
+        res[name] = v if skipped or not can_tell else check_value(l, v, name)
     return res
 
 def _scores(task, labels, preds, pred, teachers):

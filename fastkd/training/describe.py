@@ -74,18 +74,21 @@ def _batch_lines(teachers, objective, features, epochs, n, task_loss, terms, sco
     for l,(name,v) in zip(objective.terms, terms.items()):
         yield f"  {name}: {_value(v)}, {l!r}"
         if isinstance(l, FeatureLoss): yield from (f"    {o}" for o in features.describe(l))
-    if scores: yield _score_line(measure(objective.task), scores)
+    if scores: yield from _score_lines(measure(objective.task), **scores)
     elif len(teachers): yield "  The teacher's accuracy cannot be measured on this batch"
     for h in heads:
         yield from (f"  {name}: {_value(v)}" for name,v in h['terms'].items())
-        if h['scores']: yield _score_line(f"output {h['name']!r}", h['scores'])
+        if h['scores']: yield from _score_lines(f"output {h['name']!r}", **h['scores'])
         warnings = [*warnings, *(f"output {h['name']!r}: {o}" for o in h['warnings'])]
     if others: yield f"Not distilled: the outputs {', '.join(map(repr, others))}, which have no target of their own"
     yield from (f"Warning: {o}" for o in warnings)
 
 def _value(v): return 'not measured' if v is None else f'{v.item():.4g} with its weight'
 
-def _score_line(what, r):
-    return f"  {what}: teacher {r['teacher']:.3f}, student {r['student']:.3f}, best constant answer {r['chance']:.3f}"
+def _score_lines(what, n, teacher, student, chance, balanced):
+    yield f"  {what}: teacher {teacher:.3f}, student {student:.3f}, best constant answer {chance:.3f}"
+    if not all(balanced) or chance < 1.5*balanced[0][1]: return  # the classes are about equally frequent
+    (t,guess,_),(s,_,_) = balanced
+    yield f"  balanced accuracy: teacher {t:.3f}, student {s:.3f}, best constant answer {guess:.3f}"
 
 def _n_params(m): return f"{sum(p.numel() for p in m.parameters()):,} parameters"

@@ -13,6 +13,7 @@ from ..models.reading import plain_tensors
 from ..teachers.teacher import merge_logits
 from .checks import events_before, others_kept
 from .checkpoint import random_states, set_random_states
+from .objective import as_two
 from .task import score
 from torch import Tensor
 
@@ -45,7 +46,7 @@ def right_in_training(
         if len(b) <= i or not isinstance(b[i], Tensor) or b[i].is_floating_point(): break
         xb,yb = events_before(learn, tuple(b[:i]), tuple(b[i:]))
         if (yb[0] == -1).any(): return None,0  # the teacher labels the others
-        z = merge_logits(teachers(xb, task.axis), teachers.weights, axis=task.axis)
+        z = merge_logits(as_two(teachers(xb, task.axis)), teachers.weights, axis=task.axis)
         v = score(task, z, yb[0]) if len(z) == len(yb[0]) else None
         if v is not None: found.append((v, len(yb[0])))
     teachers.reset()

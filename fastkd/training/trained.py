@@ -83,6 +83,13 @@ class Trained:
         if self.params: self.opt = AdapterOpt(self.params, learn.opt_func)
         if self.pending: self.load_state_dict(self.pending)
 
+    def tried(self):
+        "For a look at what a fit would make at its first batch: this object if that is made, else another with the same state"
+        if self.opt or self.features: return self
+        res = Trained()
+        res.learnt,res.pending = self.learnt,self.pending
+        return res
+
     @property
     def params(self): return (self.features.params if self.features else []) + list(self.learnt.parameters())
 

@@ -366,12 +366,12 @@ def test_weight_one_does_not_read_the_labels():
 def test_summary_says_what_is_done():
     t_dls = image_dls(['c','a','b'], batch_tfms=Normalize.from_stats([.3]*3,[.4]*3,cuda=False), item_tfms=Resize(20))
     t = Learner(t_dls, trained_teacher(t_dls).model)
-    learn = distilled([SoftTarget(), FitNet([('1','1')])], t=t)
+    learn = distilled([SoftTarget(), FitNet([('1','1')], weight=.5)], t=t)
     before,rng = state(learn.model),torch.get_rng_state()
     text = learn.knowledge_distillation.summary()
     assert same_state(before, learn.model.state_dict()) and torch.equal(rng, torch.get_rng_state()) and n_hooks(learn.model)==0
     for o in ('Teacher: Learner Sequential', 'classes: 3 matched by name, in another order', "normalisation: the teacher's is applied", 'resized to 20×20',
-              'single-label classification', '0.5·task + 0.5·(1·soft_target + 100·fitnet)', '1 8×4×4 ↔ 1 16×5×5', 'Conv2d(8, 16', 'accuracy: teacher 1.000, student'): assert o in text, (o, text)
+              'single-label classification', '0.5·task + 0.5·(1·soft_target + 0.5·fitnet)', '1 8×4×4 ↔ 1 16×5×5', 'Conv2d(8, 16', 'accuracy: teacher 1.000, student'): assert o in text, (o, text)
     assert 'Warning' not in text
 
 def test_mapped_teacher_is_right_on_the_students_data():
