@@ -10,7 +10,7 @@ from fastai.callback.mixup import MixHandler
 from fastcore.basics import PrettyString, merge
 from ..teachers.teacher import Teachers
 from .attached import check_only_one
-from .calibrate import calibrated_temperature
+from .calibrate import fit_temperatures
 from .checks import bind_to_learner, check_finite, check_labelled, check_first, check_losses, check_preds, check_student, events_before, look, others_kept, warn_of_teacher, warn_of_expectations
 from .columns import DistillationColumns, History
 from .describe import summary_lines
@@ -124,11 +124,8 @@ class KnowledgeDistillation(SavesAdapters):
 
     def _calibrate(self):
         "Fit the teachers' temperature if a loss asks for it; returns the number of labels that it comes from"
-        if not self.objective.calibrated: return 0
-        self.teachers.temperature,n = calibrated_temperature(self.learn, self.teachers, self.objective.task)
-        for h in self.heads:
-            if h.objective.calibrated: h.teachers.temperature,_ = calibrated_temperature(self.learn, h.teachers, h.task, h.i)
-        return n
+        for h in self.heads: fit_temperatures(self.learn, h.objective, h.teachers, h.i)
+        return fit_temperatures(self.learn, self.objective, self.teachers)
 
     # A batch
     def before_batch(self):

@@ -7,6 +7,7 @@ __all__ = ['formula', 'summary_lines']
 
 # %% ../../nbs/training/07_describe.ipynb #811f0ab8
 from ..losses.features import FeatureLoss
+from ..losses.soft_targets import AutoT
 from ..models.layers import unwrap
 from .checks import measure
 
@@ -38,6 +39,7 @@ def summary_lines(
     yield f"Student: {type(unwrap(learn.model)).__name__}, {_n_params(learn.model)}"
     yield from _teacher_lines(teachers)
     if objective.calibrated: yield _calibration(teachers, n_labels)
+    yield from _temperatures(objective)
     yield f"Task: {objective.task}"
     if objective.terms: yield f"Loss: {formula(objective)}"
     yield from _head_lines(heads)
@@ -51,6 +53,12 @@ def _teacher_lines(teachers):
         yield f"Teacher: {o.name}, {_n_params(o.model)}" + (f", weight {w:.3g}" if len(teachers)>1 else '')
         yield from (f"  {n}" for n in o.notes or ["inputs and classes: as the student's"])
     if not len(teachers): yield "Teacher: none"
+
+def _temperatures(objective):
+    "What `T='auto'` came out as"
+    for l in objective.terms:
+        if isinstance(getattr(l, 'T', None), AutoT):
+            yield f"Temperature: {l.T.value:.3g}, chosen from 1 to 4: at about this one, the teacher is half as uncertain as guessing"
 
 def _head_lines(heads):
     "Which outputs the student has, and where the teacher's term goes"

@@ -7,8 +7,10 @@ __all__ = ['losses_by_output', 'n_targets', 'task_of_target', 'Head', 'Heads', '
 
 # %% ../../nbs/training/16_heads.ipynb #68632d87
 from contextlib import nullcontext
+from copy import copy
 import torch
 from ..losses.features import FeatureLoss
+from ..losses.soft_targets import AutoT
 from ..models.layers import did_you_mean, unwrap
 from ..models.reading import first_items, model_output, model_outputs, warn_user
 from ..models.taps import Taps
@@ -52,8 +54,11 @@ def task_of_target(
 
 # %% ../../nbs/training/16_heads.ipynb #f69d87eb
 def _on_preds(losses):
-    "Those of `losses` that compare predictions; None: the default"
-    return losses and [l for l in losses if not isinstance(l, FeatureLoss)] or None
+    "Those of `losses` that compare predictions, with temperatures of their own; None: the default"
+    res = [copy(l) for l in losses or () if not isinstance(l, FeatureLoss)]
+    for l in res:
+        if isinstance(getattr(l, 'T', None), AutoT): l.T = AutoT()
+    return res or None
 
 def _shape(z): return '×'.join(map(str, z.shape[1:])) or '1'
 

@@ -39,7 +39,7 @@ class Task:
         if self.kind == 'unknown':
             raise ValueError(f"loss=None, but the task cannot be told from the student's loss function {self.name}: pass loss=SoftTarget() "
                              "for single-label classification, BinarySoftTarget() for multi-label, Logits() for regression")
-        return dict(single=partial(SoftTarget, calibrated=True), binary=BinarySoftTarget, regression=Logits)[self.kind]()
+        return dict(single=partial(SoftTarget, 'auto', calibrated=True), binary=BinarySoftTarget, regression=Logits)[self.kind]()
 
     @property
     def act(self):
