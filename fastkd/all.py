@@ -4,6 +4,7 @@ from fastkd.data.digits import PartialCategoryBlock, digits_dls
 from fastkd.data.gtsrb import gtsrb_dls, gtsrb_names, gtsrb_test_dl
 from fastkd.data.mhist import mhist_dls
 from fastkd.data.mnist import mnist_dls
+from fastkd.data.sample import sample
 from fastkd.evaluation.compare import compare
 from fastkd.evaluation.image_plots import plot_attention, plot_disagreements, plot_soft_targets
 from fastkd.evaluation.masks import agreement, class_mask
@@ -49,6 +50,6 @@ __all__ = [
     'factor_transfer', 'fitnet', 'fsp', 'gtsrb_dls', 'gtsrb_names', 'gtsrb_test_dl', 'huber', 'layer_names', 'logits', 'mhist_dls', 'mnist_dls',
     'multi_level', 'nll', 'normalized_kd', 'nst', 'ofd',
     'pair_layers', 'paired_interval', 'pkt', 'plot_attention', 'plot_calibration', 'plot_confusion_change', 'plot_disagreements',
-    'plot_losses', 'plot_pareto', 'plot_soft_targets', 'plot_temperature', 'report', 'review_kd', 'rkd', 'similarity',
+    'plot_losses', 'plot_pareto', 'plot_soft_targets', 'plot_temperature', 'report', 'review_kd', 'rkd', 'sample', 'similarity',
     'soft_target', 'split_at', 'style', 'teacher_bounded', 'teacher_free', 'test_time_aug', 'trial', 'vid', 'warm_up',
     'weighted_soft_label']

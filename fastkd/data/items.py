@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['OpenImage', 'check_images', 'stratified', 'check_pct', 'hold_out', 'make_dls']
 
-# %% ../../nbs/data/03_items.ipynb #7cbc9782
+# %% ../../nbs/data/03_items.ipynb #accf08c6
 from fastai.vision.all import *
-from sklearn.model_selection import train_test_split
 from .files import *
 
-# %% ../../nbs/data/03_items.ipynb #815d8819
+# %% ../../nbs/data/03_items.ipynb #db538275
 class OpenImage(Transform):
     "fastai's `create` of an image class, with the name of the file in its errors"
     def __init__(self,
@@ -28,7 +27,7 @@ class OpenImage(Transform):
     # an exported learner loads without fastkd
     def __reduce__(self): return Transform,(self.cls.create,)
 
-# %% ../../nbs/data/03_items.ipynb #82d4c705
+# %% ../../nbs/data/03_items.ipynb #af90e0da
 def check_images(
     files # Paths of images
 ):
@@ -37,7 +36,7 @@ def check_images(
     if bad: raise OSError(f"{len(bad)} of {len(files)} images are broken: {', '.join(map(str, bad[:5]))}{' …' if len(bad)>5 else ''}: "
                           "get these files again")
 
-# %% ../../nbs/data/03_items.ipynb #5c9b719a
+# %% ../../nbs/data/03_items.ipynb #cec2916a
 def stratified(
     groups, # Group of each item
     n:int, # How many items to pick
@@ -51,7 +50,7 @@ def stratified(
     rank = s.groupby(s).cumcount()/s.groupby(s).transform('size')
     return np.sort(rank.sort_values(kind='stable').index[:n])
 
-# %% ../../nbs/data/03_items.ipynb #386afae9
+# %% ../../nbs/data/03_items.ipynb #b951064a
 def check_pct(
     valid, # Share of the items, between 0 and 1
     name:str='valid_pct' # Name of the argument, for the messages
@@ -67,10 +66,15 @@ def hold_out(
 )->np.ndarray: # Sorted positions
     "Positions of a share of the items, picked at random in the proportions of their `labels`"
     check_pct(pct, name)
-    try: return np.sort(train_test_split(np.arange(len(labels)), test_size=pct, stratify=labels, random_state=seed)[1])
-    except ValueError as e: raise ValueError(f"{name} is {pct}: no stratified split of {len(labels)} items ({e})") from e
+    labels,n = np.array(labels),round(len(labels)*pct)
+    if n < len(set(labels)):
+        raise ValueError(f"{name} is {pct}: {n} of {len(labels)} items are fewer than one of each class: choose a larger share")
+    held = stratified(labels, n, seed)
+    none = sorted(set(labels) - set(np.delete(labels, held)))
+    if none: raise ValueError(f"{name} is {pct}: no item of class {', '.join(none)} is left for training: choose a smaller share")
+    return held
 
-# %% ../../nbs/data/03_items.ipynb #b60df570
+# %% ../../nbs/data/03_items.ipynb #78a881b1
 def _check_numbers(size, bs, n_train):
     "Raise if `size` or `bs` is out of range"
     if not isinstance(size, int) or size < 1: raise ValueError(f"size is {size!r}: give height and width in pixels, one whole number")
