@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['gtsrb_dls', 'gtsrb_test_dl', 'gtsrb_names']
 
-# %% ../../nbs/data/04_gtsrb.ipynb #58d21a36
+# %% ../../nbs/data/04_gtsrb.ipynb #be464548
 from fastai.vision.all import *
 from .files import *
 from .items import *
 
-# %% ../../nbs/data/04_gtsrb.ipynb #8d505569
+# %% ../../nbs/data/04_gtsrb.ipynb #f55b2333
 _url = 'https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/'
 _archives = [('GTSRB_Final_Training_Images.zip', None),  # no published MD5 sum
              ('GTSRB_Final_Test_Images.zip', 'c7e4e6327067d32654124b0fe9e82185'),
@@ -22,7 +22,7 @@ def _folder(path):
     path = fetch('gtsrb', [(_url+n,md5) for n,md5 in _archives]) if path is None else data_folder(path, 'GTSRB', _get)
     return path/'GTSRB' if (path/'GTSRB').is_dir() else path
 
-# %% ../../nbs/data/04_gtsrb.ipynb #8ddcbeb5
+# %% ../../nbs/data/04_gtsrb.ipynb #2a619a9c
 def _class_numbers(classes):
     "`classes` as sorted numbers from 0 to 42; all of them for `None`"
     known = {str(i): i for i in range(43)}
@@ -32,7 +32,7 @@ def _class_numbers(classes):
     if wrong: raise ValueError(f"classes has {wrong[0]!r}: GTSRB has the classes 0 to 42")
     return sorted({known[str(c)] for c in classes})
 
-# %% ../../nbs/data/04_gtsrb.ipynb #8c9fbe41
+# %% ../../nbs/data/04_gtsrb.ipynb #5e8416b8
 def _read_class(folder, c):
     "Sorted image files of class `c`"
     file = find_file(folder/f'{c:05d}', f'GT-{c:05d}.csv', 'GTSRB', _get)
@@ -51,7 +51,7 @@ def _held_tracks(files, pct, rng):
     k = int(len(files)//30*pct)
     return set(tracks[:k]) if 0 < k < len(tracks) else None
 
-# %% ../../nbs/data/04_gtsrb.ipynb #7ad15757
+# %% ../../nbs/data/04_gtsrb.ipynb #bfdbf5a9
 def _split_tracks(files, split, pct, seed, full):
     "Positions in all `files`, {class: files}, of those that are held out; if `full`, some classes can be without"
     if split not in ('track','random'): raise ValueError(f"split is {split!r}: choose 'track' (the first tracks) or 'random' (random tracks)")
@@ -64,7 +64,7 @@ def _split_tracks(files, split, pct, seed, full):
                          "change valid_pct, leave these classes out with `classes`, or train on everything with full=True")
     return np.flatnonzero([_track(f) in (held[c] or ()) for c,fs in files.items() for f in fs])
 
-# %% ../../nbs/data/04_gtsrb.ipynb #3836a16f
+# %% ../../nbs/data/04_gtsrb.ipynb #48dad6a0
 def gtsrb_dls(
     path=None, # Folder with `Final_Training`; `None`: download it (350 MB)
     classes:list=None, # Use only these classes, by number; `None`: all 43
@@ -85,12 +85,13 @@ def gtsrb_dls(
     items = [(f,str(c)) for c in classes for f in files[c]]
     check_files([f for f,_ in items], 'GTSRB', _get)
     valid = _split_tracks(files, split, valid_pct, seed, full)
+    if not len(valid): valid = range_of(items)  # with `full`, where no class has tracks enough
     if batch_tfms is None:
         augs = aug_transforms(do_flip=False, max_zoom=1.2, max_rotate=10, max_lighting=.8)
         batch_tfms = [*augs, Normalize.from_stats(*imagenet_stats)]
     return make_dls(items, [str(i) for i in range(43)], valid, size, bs, batch_tfms, n, seed, full, verify, num_workers=num_workers)
 
-# %% ../../nbs/data/04_gtsrb.ipynb #487a52e1
+# %% ../../nbs/data/04_gtsrb.ipynb #ea601d4a
 def _test_table(folder):
     "The table of the test images, and the folder of the images"
     folders = [folder/'Final_Test'/'Images', folder/'Final_Test', folder, folder.parent]
@@ -100,7 +101,7 @@ def _test_table(folder):
     here = next((d for d in folders if (d/df.Filename[0]).is_file()), folders[0])
     return df,here
 
-# %% ../../nbs/data/04_gtsrb.ipynb #44b6247a
+# %% ../../nbs/data/04_gtsrb.ipynb #2454dfb5
 def gtsrb_test_dl(
     dls:DataLoaders, # From `gtsrb_dls`
     path=None, # Folder with `Final_Test`; `None`: download it
@@ -117,7 +118,7 @@ def gtsrb_test_dl(
     if verify: check_images([f for f,_ in items])
     return dls.test_dl(items, with_labels=True, bs=bs or dls.bs), np.array([dls.vocab.o2i[c] for _,c in items])
 
-# %% ../../nbs/data/04_gtsrb.ipynb #ec8a345b
+# %% ../../nbs/data/04_gtsrb.ipynb #6894ad1c
 def gtsrb_names(
     path # Folder with `signnames.csv`, or that file
 )->dict: # {class: name}

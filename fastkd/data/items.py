@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['OpenImage', 'check_images', 'stratified', 'check_pct', 'hold_out', 'make_dls']
 
-# %% ../../nbs/data/03_items.ipynb #accf08c6
+# %% ../../nbs/data/03_items.ipynb #faa46380
 from fastai.vision.all import *
 from .files import *
 
-# %% ../../nbs/data/03_items.ipynb #db538275
+# %% ../../nbs/data/03_items.ipynb #238af5dc
 class OpenImage(Transform):
     "fastai's `create` of an image class, with the name of the file in its errors"
     def __init__(self,
@@ -27,7 +27,7 @@ class OpenImage(Transform):
     # an exported learner loads without fastkd
     def __reduce__(self): return Transform,(self.cls.create,)
 
-# %% ../../nbs/data/03_items.ipynb #af90e0da
+# %% ../../nbs/data/03_items.ipynb #3ba7340e
 def check_images(
     files # Paths of images
 ):
@@ -36,7 +36,7 @@ def check_images(
     if bad: raise OSError(f"{len(bad)} of {len(files)} images are broken: {', '.join(map(str, bad[:5]))}{' …' if len(bad)>5 else ''}: "
                           "get these files again")
 
-# %% ../../nbs/data/03_items.ipynb #cec2916a
+# %% ../../nbs/data/03_items.ipynb #8f44c14e
 def stratified(
     groups, # Group of each item
     n:int, # How many items to pick
@@ -47,10 +47,11 @@ def stratified(
     if not s.nunique() <= n <= len(s):
         raise ValueError(f"n is {n}: choose from {s.nunique()} (one item of each class in each part) to {len(s)}, or None for all")
     s = s.sample(frac=1, random_state=seed)
-    rank = s.groupby(s).cumcount()/s.groupby(s).transform('size')
+    rank,size = s.groupby(s).cumcount(),s.groupby(s).transform('size')
+    rank = ((rank+.5)/size).where(rank>0, 0)  # the first of each group, and then in proportion
     return np.sort(rank.sort_values(kind='stable').index[:n])
 
-# %% ../../nbs/data/03_items.ipynb #b951064a
+# %% ../../nbs/data/03_items.ipynb #ef6744ae
 def check_pct(
     valid, # Share of the items, between 0 and 1
     name:str='valid_pct' # Name of the argument, for the messages
@@ -74,7 +75,7 @@ def hold_out(
     if none: raise ValueError(f"{name} is {pct}: no item of class {', '.join(none)} is left for training: choose a smaller share")
     return held
 
-# %% ../../nbs/data/03_items.ipynb #78a881b1
+# %% ../../nbs/data/03_items.ipynb #c4651c6e
 def _check_numbers(size, bs, n_train):
     "Raise if `size` or `bs` is out of range"
     if not isinstance(size, int) or size < 1: raise ValueError(f"size is {size!r}: give height and width in pixels, one whole number")
