@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['sign_names', 'sign', 'sign_track', 'tissue', 'votes', 'leaf']
 
-# %% ../../nbs/data/08_drawings.ipynb #b36aaeb2
+# %% ../../nbs/data/08_drawings.ipynb #aaeff9a3
 from fastai.vision.all import *
 from PIL import ImageDraw, ImageFilter
 
-# %% ../../nbs/data/08_drawings.ipynb #01a1dee8
+# %% ../../nbs/data/08_drawings.ipynb #d7031244
 sign_names = [
     'Speed limit (20km/h)', 'Speed limit (30km/h)', 'Speed limit (50km/h)', 'Speed limit (60km/h)', 'Speed limit (70km/h)',
     'Speed limit (80km/h)', 'End of speed limit (80km/h)', 'Speed limit (100km/h)', 'Speed limit (120km/h)', 'No passing',
@@ -27,7 +27,7 @@ _red,_blue,_white,_black,_grey,_yellow = (200,20,30),(20,70,170),(240,240,240),(
 _segments = dict(zip('0123456789', 'abcdef bc abdeg abcdg bcfg acdfg acdefg abc abcdefg abcdfg'.split()))
 _ends = dict(a=(0,0,1,0), b=(1,0,1,1), c=(1,1,1,2), d=(0,2,1,2), e=(0,1,0,2), f=(0,0,0,1), g=(0,1,1,1))
 
-# %% ../../nbs/data/08_drawings.ipynb #48fd912d
+# %% ../../nbs/data/08_drawings.ipynb #c684034a
 def _number(draw, text, colour):
     "Draw the number `text` in the middle, in the segments of a display"
     w,gap = 13,8
@@ -49,14 +49,15 @@ def _polygon(n, r, turn, y=48):
 
 def _disc(draw, r, colour): draw.ellipse([48-r, 48-r, 48+r, 48+r], colour)
 
-# %% ../../nbs/data/08_drawings.ipynb #80ff61f0
+# %% ../../nbs/data/08_drawings.ipynb #82fea851
 def _plate(draw, kind):
     "Draw the shape of a sign"
     if kind in 'beno': _disc(draw, 46, dict(b=_red, e=_white, n=_red, o=_blue)[kind])
     if kind == 'b': _disc(draw, 35, _white)
     if kind == 'n': draw.rectangle([18, 40, 78, 56], _white)
-    if kind in 'wy': 
-        for r,colour in ((50,_red),(34,_white)): draw.polygon(_polygon(3, r, 0 if kind=='w' else np.pi, 58 if kind=='w' else 38), colour)
+    if kind in 'wy':
+        turn,y = (0,58) if kind=='w' else (np.pi,38)
+        for r,colour in ((50,_red),(34,_white)): draw.polygon(_polygon(3, r, turn, y), colour)
     if kind == 'd':
         for r,colour in ((46,_white),(34,_yellow)): draw.polygon(_polygon(4, r, 0), colour)
     if kind == 's': draw.polygon(_polygon(8, 46, np.pi/8), _red)
@@ -73,7 +74,7 @@ def sign(
     if kind == 'e': draw.line([20, 76, 76, 20], _black, 5)
     return im
 
-# %% ../../nbs/data/08_drawings.ipynb #edb7f114
+# %% ../../nbs/data/08_drawings.ipynb #bd3153db
 def _view(rng):
     "What is the same in all frames of a track"
     return dict(angle=rng.normal(0, 6), light=rng.uniform(.2, 1.1), haze=rng.uniform(0, 70), blur=rng.uniform(0, .06),
@@ -81,10 +82,11 @@ def _view(rng):
 
 def _frame(im, size, view, rng):
     "`im` from a distance that makes it `size` pixels large, as RGB"
-    back = Image.new('RGBA', (120,120), (*map(int, view['ground']),255))
+    ground = *map(int, view['ground']),255
+    back = Image.new('RGBA', (120,120), ground)
     shift = rng.integers(6, 19, 2)
     back.alpha_composite(im.rotate(view['angle'], Image.BILINEAR), tuple(map(int, shift)))
-    if view['hidden']: ImageDraw.Draw(back).rectangle([*map(int, view['patch']), *map(int, view['patch']+36)], tuple(map(int, view['ground'])))
+    if view['hidden']: back.paste(ground, (*map(int, view['patch']), *map(int, view['patch']+36)))
     small = back.convert('RGB').resize((size,size), Image.BOX).filter(ImageFilter.GaussianBlur(view['blur']*size))
     x = np.asarray(small)*view['light'] + view['haze'] + rng.normal(0, view['noise'], (size,size,3))
     return Image.fromarray(x.clip(0, 255).astype(np.uint8))
@@ -98,7 +100,7 @@ def sign_track(
     im,view = sign(c),_view(rng)
     return [_frame(im, int(o), view, rng) for o in sizes]
 
-# %% ../../nbs/data/08_drawings.ipynb #838d9c49
+# %% ../../nbs/data/08_drawings.ipynb #6ab7d3b5
 def _gland(yx, serration, rng):
     "Distance to the edge of a gland, negative inside"
     (y,x),(cy,cx),r = yx,rng.uniform(0, 112, 2),rng.uniform(12, 24)
@@ -123,7 +125,7 @@ def votes(
     "How many of seven annotators call it serrated"
     return int((serration + rng.normal(0, .2, 7) > .55).sum())
 
-# %% ../../nbs/data/08_drawings.ipynb #fd248f6b
+# %% ../../nbs/data/08_drawings.ipynb #a4900687
 _spots = {  # class: (cells across, colour, extent)
     0: (14,(125,95,50),.2), 1: (7,(200,190,70),.3), 2: (20,(165,195,105),.45), 3: (9,(195,200,85),.5), 4: (10,(150,170,80),.1)}
 

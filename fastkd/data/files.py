@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['data_folder', 'find_file', 'check_files', 'read_table', 'check_classes', 'fetch']
 
-# %% ../../nbs/data/02_files.ipynb #cf7a5331
+# %% ../../nbs/data/02_files.ipynb #8e3f6f8c
 from fastai.vision.all import *
 from fastdownload import download_url
 from torchvision.datasets.utils import check_integrity
 import shutil
 
-# %% ../../nbs/data/02_files.ipynb #08b7d7d8
+# %% ../../nbs/data/02_files.ipynb #16b889ed
 def data_folder(
     path, # Folder of the data set
     title:str, # Name of the data set, for the messages
@@ -23,7 +23,7 @@ def data_folder(
     what = 'is a file, not a folder' if path.exists() else 'does not exist'
     raise FileNotFoundError(f"{title}: path={str(path)!r} {what}: {get}")
 
-# %% ../../nbs/data/02_files.ipynb #f274f830
+# %% ../../nbs/data/02_files.ipynb #b72dd95c
 def find_file(
     folders, # Folders to look in
     names, # Names that the file can have
@@ -36,7 +36,7 @@ def find_file(
         if f.is_file(): return f
     raise FileNotFoundError(f"{title}: there is no file {' or '.join(names)} in {' or '.join(map(str, folders))}: {get}")
 
-# %% ../../nbs/data/02_files.ipynb #bf2fd27f
+# %% ../../nbs/data/02_files.ipynb #6e18fb6f
 def check_files(
     files, # Paths of images
     title:str, # Name of the data set, for the messages
@@ -47,12 +47,13 @@ def check_files(
     lost = [f for f in files if f.name not in there[f.parent]]
     if lost: raise FileNotFoundError(f"{title}: {len(lost)} of {len(files)} images are not there, the first is {lost[0]}: {get}")
 
-# %% ../../nbs/data/02_files.ipynb #836e5b11
+# %% ../../nbs/data/02_files.ipynb #3236e54b
 def _column_error(file, columns, sep):
     "Raise because some of the `columns` are not in `file`"
     with open(file, encoding='utf-8-sig') as f: header = f.readline().strip()
     has = next((s for s in ',;\t|' if set(columns) <= {o.strip(' "') for o in header.split(s)}), None)
-    if has: raise ValueError(f"{file}: the columns are separated by {has!r}, not by {sep!r}: save the table with {sep!r}, as in the original")
+    if has:
+        raise ValueError(f"{file}: the columns are separated by {has!r}, not by {sep!r}: save the table with {sep!r}, as in the original")
     lost = [c for c in columns if c not in {o.strip(' "') for o in header.split(sep)}]
     raise ValueError(f"{file}: there is no column {' and no column '.join(map(repr, lost))}; the first line is {header[:120]!r}: "
                      "restore the original file")
@@ -65,7 +66,7 @@ def _check_rows(file, df, key):
     twice = df[key].duplicated()
     if twice.any(): raise ValueError(f"{file}: {df[key][twice].iloc[0]!r} is listed twice, in line {twice.argmax()+2} again: keep one")
 
-# %% ../../nbs/data/02_files.ipynb #76dc6446
+# %% ../../nbs/data/02_files.ipynb #9b9fb619
 def read_table(
     file:Path, # CSV file
     columns:list, # Columns that it must have; the first one names the items
@@ -81,7 +82,7 @@ def read_table(
     _check_rows(file, df, columns[0])
     return df
 
-# %% ../../nbs/data/02_files.ipynb #23e04cd4
+# %% ../../nbs/data/02_files.ipynb #cdc8ee2d
 def check_classes(
     file:Path, # Where the labels are from
     labels, # Labels of the items, strings
@@ -91,18 +92,19 @@ def check_classes(
     for i,o in enumerate(labels):
         if o not in known: raise ValueError(f"{file}: line {i+2} has the unknown class {o!r}: the classes are {', '.join(known)}")
 
-# %% ../../nbs/data/02_files.ipynb #a849b1b8
+# %% ../../nbs/data/02_files.ipynb #3ffdd6ad
 def _download(url, md5):
     "Path of the file at `url`, in fastai's folder for archives"
     dest = fastai_path('archive')/url.split('/')[-1]
     dest.parent.mkdir(parents=True, exist_ok=True)
     if not check_integrity(dest, md5):
         try: download_url(url, dest)
-        except OSError as e: raise OSError(f"{url} could not be downloaded ({e}): download it by hand, and pass its folder as `path`") from e
+        except OSError as e:
+            raise OSError(f"{url} could not be downloaded ({e}): download it by hand, and pass its folder as `path`") from e
     if check_integrity(dest, md5): return dest
     raise OSError(f"{dest} is not the published file, its MD5 sum is not {md5}: delete it and try again, or pass `path`")
 
-# %% ../../nbs/data/02_files.ipynb #6ae68a0f
+# %% ../../nbs/data/02_files.ipynb #fa96e63e
 def fetch(
     name:str, # Name of the folder in fastai's folder for data
     files:list, # (address, MD5 sum or `None`) of each file; `.zip` files are unpacked

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['gtsrb_dls', 'gtsrb_test_dl', 'gtsrb_names']
 
-# %% ../../nbs/data/04_gtsrb.ipynb #be464548
+# %% ../../nbs/data/04_gtsrb.ipynb #1f7067c3
 from fastai.vision.all import *
 from .files import *
 from .items import *
 
-# %% ../../nbs/data/04_gtsrb.ipynb #f55b2333
+# %% ../../nbs/data/04_gtsrb.ipynb #61a736d7
 _url = 'https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/'
 _archives = [('GTSRB_Final_Training_Images.zip', None),  # no published MD5 sum
              ('GTSRB_Final_Test_Images.zip', 'c7e4e6327067d32654124b0fe9e82185'),
@@ -22,17 +22,18 @@ def _folder(path):
     path = fetch('gtsrb', [(_url+n,md5) for n,md5 in _archives]) if path is None else data_folder(path, 'GTSRB', _get)
     return path/'GTSRB' if (path/'GTSRB').is_dir() else path
 
-# %% ../../nbs/data/04_gtsrb.ipynb #2a619a9c
+# %% ../../nbs/data/04_gtsrb.ipynb #654c265b
 def _class_numbers(classes):
     "`classes` as sorted numbers from 0 to 42; all of them for `None`"
     known = {str(i): i for i in range(43)}
     if classes is None: return range(43)
-    if isinstance(classes, (str,int)) or not len(classes): raise ValueError(f"classes is {classes!r}: give a list of class numbers, or None for all")
+    if isinstance(classes, str) or not hasattr(classes, '__len__') or not len(classes):
+        raise ValueError(f"classes is {classes!r}: give a list of class numbers, or None for all")
     wrong = [c for c in classes if str(c) not in known]
     if wrong: raise ValueError(f"classes has {wrong[0]!r}: GTSRB has the classes 0 to 42")
     return sorted({known[str(c)] for c in classes})
 
-# %% ../../nbs/data/04_gtsrb.ipynb #5e8416b8
+# %% ../../nbs/data/04_gtsrb.ipynb #2f25c475
 def _read_class(folder, c):
     "Sorted image files of class `c`"
     file = find_file(folder/f'{c:05d}', f'GT-{c:05d}.csv', 'GTSRB', _get)
@@ -51,10 +52,11 @@ def _held_tracks(files, pct, rng):
     k = int(len(files)//30*pct)
     return set(tracks[:k]) if 0 < k < len(tracks) else None
 
-# %% ../../nbs/data/04_gtsrb.ipynb #bfdbf5a9
+# %% ../../nbs/data/04_gtsrb.ipynb #94768726
 def _split_tracks(files, split, pct, seed, full):
     "Positions in all `files`, {class: files}, of those that are held out; if `full`, some classes can be without"
-    if split not in ('track','random'): raise ValueError(f"split is {split!r}: choose 'track' (the first tracks) or 'random' (random tracks)")
+    if split not in ('track','random'):
+        raise ValueError(f"split is {split!r}: choose 'track' (the first tracks) or 'random' (random tracks)")
     check_pct(pct)
     rng = np.random.default_rng(seed) if split == 'random' else None
     held = {c: _held_tracks(fs, pct, rng) for c,fs in files.items()}
@@ -64,7 +66,7 @@ def _split_tracks(files, split, pct, seed, full):
                          "change valid_pct, leave these classes out with `classes`, or train on everything with full=True")
     return np.flatnonzero([_track(f) in (held[c] or ()) for c,fs in files.items() for f in fs])
 
-# %% ../../nbs/data/04_gtsrb.ipynb #48dad6a0
+# %% ../../nbs/data/04_gtsrb.ipynb #6bdaf4d9
 def gtsrb_dls(
     path=None, # Folder with `Final_Training`; `None`: download it (350 MB)
     classes:list=None, # Use only these classes, by number; `None`: all 43
@@ -91,7 +93,7 @@ def gtsrb_dls(
         batch_tfms = [*augs, Normalize.from_stats(*imagenet_stats)]
     return make_dls(items, [str(i) for i in range(43)], valid, size, bs, batch_tfms, n, seed, full, verify, num_workers=num_workers)
 
-# %% ../../nbs/data/04_gtsrb.ipynb #ea601d4a
+# %% ../../nbs/data/04_gtsrb.ipynb #a2741d15
 def _test_table(folder):
     "The table of the test images, and the folder of the images"
     folders = [folder/'Final_Test'/'Images', folder/'Final_Test', folder, folder.parent]
@@ -101,7 +103,7 @@ def _test_table(folder):
     here = next((d for d in folders if (d/df.Filename[0]).is_file()), folders[0])
     return df,here
 
-# %% ../../nbs/data/04_gtsrb.ipynb #2454dfb5
+# %% ../../nbs/data/04_gtsrb.ipynb #d1beebaa
 def gtsrb_test_dl(
     dls:DataLoaders, # From `gtsrb_dls`
     path=None, # Folder with `Final_Test`; `None`: download it
@@ -118,7 +120,7 @@ def gtsrb_test_dl(
     if verify: check_images([f for f,_ in items])
     return dls.test_dl(items, with_labels=True, bs=bs or dls.bs), np.array([dls.vocab.o2i[c] for _,c in items])
 
-# %% ../../nbs/data/04_gtsrb.ipynb #6894ad1c
+# %% ../../nbs/data/04_gtsrb.ipynb #af9c6b90
 def gtsrb_names(
     path # Folder with `signnames.csv`, or that file
 )->dict: # {class: name}

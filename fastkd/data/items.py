@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['OpenImage', 'check_images', 'stratified', 'check_pct', 'hold_out', 'make_dls']
 
-# %% ../../nbs/data/03_items.ipynb #faa46380
+# %% ../../nbs/data/03_items.ipynb #3058eb1b
+from numbers import Integral, Real
 from fastai.vision.all import *
 from .files import *
 
-# %% ../../nbs/data/03_items.ipynb #238af5dc
+# %% ../../nbs/data/03_items.ipynb #a01f7c9b
 class OpenImage(Transform):
     "fastai's `create` of an image class, with the name of the file in its errors"
     def __init__(self,
@@ -27,7 +28,7 @@ class OpenImage(Transform):
     # an exported learner loads without fastkd
     def __reduce__(self): return Transform,(self.cls.create,)
 
-# %% ../../nbs/data/03_items.ipynb #3ba7340e
+# %% ../../nbs/data/03_items.ipynb #93c785aa
 def check_images(
     files # Paths of images
 ):
@@ -36,7 +37,7 @@ def check_images(
     if bad: raise OSError(f"{len(bad)} of {len(files)} images are broken: {', '.join(map(str, bad[:5]))}{' …' if len(bad)>5 else ''}: "
                           "get these files again")
 
-# %% ../../nbs/data/03_items.ipynb #8f44c14e
+# %% ../../nbs/data/03_items.ipynb #a29ffc1a
 def stratified(
     groups, # Group of each item
     n:int, # How many items to pick
@@ -44,20 +45,21 @@ def stratified(
 )->np.ndarray: # Sorted positions
     "Positions of `n` items, picked at random in the proportions of their `groups`"
     s = pd.Series(list(groups))
-    if not s.nunique() <= n <= len(s):
+    if not isinstance(n, Integral) or not s.nunique() <= n <= len(s):
         raise ValueError(f"n is {n}: choose from {s.nunique()} (one item of each class in each part) to {len(s)}, or None for all")
     s = s.sample(frac=1, random_state=seed)
     rank,size = s.groupby(s).cumcount(),s.groupby(s).transform('size')
     rank = ((rank+.5)/size).where(rank>0, 0)  # the first of each group, and then in proportion
     return np.sort(rank.sort_values(kind='stable').index[:n])
 
-# %% ../../nbs/data/03_items.ipynb #ef6744ae
+# %% ../../nbs/data/03_items.ipynb #673b819a
 def check_pct(
     valid, # Share of the items, between 0 and 1
     name:str='valid_pct' # Name of the argument, for the messages
 ):
     "Raise if `valid` is not a share between 0 and 1"
-    if not isinstance(valid, (int,float)) or not 0 < valid < 1: raise ValueError(f"{name} is {valid!r}: choose a share between 0 and 1, such as .2")
+    if not isinstance(valid, Real) or not 0 < valid < 1:
+        raise ValueError(f"{name} is {valid!r}: choose a share between 0 and 1, such as .2")
 
 def hold_out(
     labels:list, # Label of each item
@@ -75,11 +77,12 @@ def hold_out(
     if none: raise ValueError(f"{name} is {pct}: no item of class {', '.join(none)} is left for training: choose a smaller share")
     return held
 
-# %% ../../nbs/data/03_items.ipynb #c4651c6e
+# %% ../../nbs/data/03_items.ipynb #3ceff8d8
 def _check_numbers(size, bs, n_train):
     "Raise if `size` or `bs` is out of range"
-    if not isinstance(size, int) or size < 1: raise ValueError(f"size is {size!r}: give height and width in pixels, one whole number")
-    if not 1 <= bs <= n_train: raise ValueError(f"bs is {bs}: there are {n_train} training items, choose from 1 to {n_train}")
+    if not isinstance(size, Integral) or size < 1: raise ValueError(f"size is {size!r}: give height and width in pixels, one whole number")
+    if not isinstance(bs, Integral) or not 1 <= bs <= n_train:
+        raise ValueError(f"bs is {bs}: there are {n_train} training items, choose from 1 to {n_train}")
 
 def make_dls(
     items:list, # (path or array of an image, label) of each item

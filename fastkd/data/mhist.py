@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['mhist_dls']
 
-# %% ../../nbs/data/05_mhist.ipynb #847e24ea
+# %% ../../nbs/data/05_mhist.ipynb #a9112178
 from fastai.vision.all import *
 from .files import *
 from .items import *
 
-# %% ../../nbs/data/05_mhist.ipynb #9089480f
+# %% ../../nbs/data/05_mhist.ipynb #d4537b5b
 _columns = ['Image Name','Majority Vote Label','Partition']
 _get = ("fill in the form at https://bmirds.github.io/MHIST, and unpack annotations.csv and images.zip into one folder; "
         "sample('mhist') writes a generated sample")
@@ -35,7 +35,7 @@ def _split(items, part, valid, seed):
     items = [o for o,p in zip(items, part) if p=='train']
     return items,hold_out([y for _,y in items], valid, seed, 'valid')
 
-# %% ../../nbs/data/05_mhist.ipynb #3c04f151
+# %% ../../nbs/data/05_mhist.ipynb #5e89d78a
 def mhist_dls(
     path=None, # Folder with `annotations.csv` and `images`; it can't be downloaded without a form
     valid='test', # Validate on the test images ('test'), or on a share of the training images, with the test images left out

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['read_idx', 'mnist_dls']
 
-# %% ../../nbs/data/07_mnist.ipynb #bf88a72e
+# %% ../../nbs/data/07_mnist.ipynb #1e17e49a
 from fastai.vision.all import *
 from .files import *
 from .items import *
 from torchvision.datasets import MNIST
 import gzip, zlib
 
-# %% ../../nbs/data/07_mnist.ipynb #e196f020
+# %% ../../nbs/data/07_mnist.ipynb #456a1b12
 _url = MNIST.mirrors[0]
 _get = f"download {', '.join(n for n,_ in MNIST.resources)} from {_url} into one folder, or leave `path` out"
 
@@ -23,7 +23,7 @@ def _bytes(file):
     try: return gzip.decompress(data)
     except (OSError,EOFError,zlib.error) as e: raise ValueError(f"{file}: the file can't be unpacked ({e}): download it again") from e
 
-# %% ../../nbs/data/07_mnist.ipynb #fc65e088
+# %% ../../nbs/data/07_mnist.ipynb #4237452e
 def read_idx(
     file, # An idx file of bytes, plain or gzipped
     ndim:int # Dimensions that it must have: 3 for images, 1 for labels
@@ -37,10 +37,11 @@ def read_idx(
                          f"it must have type 8 (bytes) and {ndim} dimensions: the files may be mixed up")
     shape = tuple(np.frombuffer(data, '>u4', ndim, 4).tolist()) if len(data) >= 4+4*ndim else None
     size = len(data)-4-4*ndim
-    if shape is None or size != np.prod(shape): raise ValueError(f"{file}: the file has {size} bytes of data, and shape {shape}: download it again")
+    if shape is None or size != np.prod(shape):
+        raise ValueError(f"{file}: the file has {size} bytes of data, and shape {shape}: download it again")
     return np.frombuffer(data, np.uint8, offset=4+4*ndim).reshape(shape)
 
-# %% ../../nbs/data/07_mnist.ipynb #dfa60efa
+# %% ../../nbs/data/07_mnist.ipynb #e08121fd
 def _find(path, name):
     "The file `name`, as it is called in several copies of MNIST"
     names = [n+z for n in (name, name.replace('-idx', '.idx')) for z in ('','.gz')]
@@ -54,7 +55,7 @@ def _part(path, name):
     if len(y) and y.max() > 9: raise ValueError(f"{fy}: label {y.max()} is unknown: the classes are 0 to 9")
     return list(zip(x, y.astype(str).tolist()))
 
-# %% ../../nbs/data/07_mnist.ipynb #85bd7916
+# %% ../../nbs/data/07_mnist.ipynb #3af394a0
 def mnist_dls(
     path=None, # Folder with the four idx files; `None`: download them (12 MB)
     valid='test', # Validate on the test images ('test'), or on a share of the training images, with the test images left out

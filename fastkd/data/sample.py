@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['sample']
 
-# %% ../../nbs/data/09_sample.ipynb #a0ebf012
+# %% ../../nbs/data/09_sample.ipynb #53fca1e8
 from fastai.vision.all import *
 from .drawings import *
 from .items import *
 from sklearn.datasets import load_digits
 import gzip, shutil
 
-# %% ../../nbs/data/09_sample.ipynb #14917e03
+# %% ../../nbs/data/09_sample.ipynb #0edd030f
 def _sign_table(file, names, ims, labels):
     "Save the images, and their table as `file`"
     rows = []
@@ -38,7 +38,7 @@ def _gtsrb(path, n, rng):
     _sign_table(folder/'GT-final_test.csv', [f'{i:05d}.ppm' for i in range(len(labels))], ims, labels)
     pd.DataFrame({'ClassId': range(43), 'SignName': sign_names}).to_csv(path/'signnames.csv', index=False)
 
-# %% ../../nbs/data/09_sample.ipynb #0da367f5
+# %% ../../nbs/data/09_sample.ipynb #4dd91350
 def _mhist(path, n, rng):
     (path/'images').mkdir()
     rows = []
@@ -58,7 +58,7 @@ def _cassava(path, n, rng):
     for name,c in zip(names, labels): leaf(c, rng).save(path/'train_images'/name, quality=90)
     pd.DataFrame({'image_id': names, 'label': labels}).to_csv(path/'train.csv', index=False)
 
-# %% ../../nbs/data/09_sample.ipynb #643eedde
+# %% ../../nbs/data/09_sample.ipynb #826a1b2f
 def _write_idx(file, a):
     "Write the array of bytes `a` as a gzipped idx file"
     head = bytes([0,0,8,a.ndim]) + np.array(a.shape, '>u4').tobytes()
@@ -75,7 +75,7 @@ def _mnist(path, n, rng):
         _write_idx(path/f'{name}-images-idx3-ubyte.gz', x[part])
         _write_idx(path/f'{name}-labels-idx1-ubyte.gz', y[part])
 
-# %% ../../nbs/data/09_sample.ipynb #76b62758
+# %% ../../nbs/data/09_sample.ipynb #3c57e79c
 _samples = {  # name: (writer, smallest n, default n, largest n, what it is)
     'gtsrb': (_gtsrb, 43*5*30, 43*5*30, 10**6, "generated traffic signs"),
     'mhist': (_mhist, 50, 1000, 10**6, "generated pictures that look a little like stained tissue"),
@@ -85,7 +85,8 @@ _samples = {  # name: (writer, smallest n, default n, largest n, what it is)
 def _readme(name, n, seed):
     "What the folder of a sample says about itself"
     what = _samples[name][-1]
-    return (f"This is a sample and not the data set: {what}, in the layout of {name}.\nNumbers measured on it say nothing about the data set.\n"
+    return (f"This is a sample and not the data set: {what}, in the layout of {name}.\n"
+            "Numbers measured on it say nothing about the data set.\n"
             f"Written by fastkd: sample({name!r}, n={n}, seed={seed})\n")
 
 def _check_sample(name, n):
@@ -96,7 +97,7 @@ def _check_sample(name, n):
     if not low <= n <= high: raise ValueError(f"n is {n}: choose from {low} to {high} images for {name!r}, or None for {default}")
     return write,n
 
-# %% ../../nbs/data/09_sample.ipynb #a6053fad
+# %% ../../nbs/data/09_sample.ipynb #277bc664
 def sample(
     name:str, # 'gtsrb', 'mhist', 'cassava' or 'mnist'
     path=None, # Folder to write it into; `None`: one in fastai's folder for data

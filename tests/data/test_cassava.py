@@ -25,7 +25,8 @@ def test_split_is_stratified_and_whole(path):
     data = dls(path)
     assert len(data.valid_ds) == round(.1*215) and len(data.train_ds) == 215-len(data.valid_ds)
     assert all(abs(v-.1*n) <= 1 for v,n in zip(counts(data.valid_ds), (11,22,24,132,26)))
-    assert set(names(data.train_ds)) | set(names(data.valid_ds)) == set(os.listdir(path/'train_images')) and not set(names(data.train_ds)) & set(names(data.valid_ds))
+    train,valid = set(names(data.train_ds)),set(names(data.valid_ds))
+    assert train | valid == set(os.listdir(path/'train_images')) and not train & valid
     assert list(data.vocab) == ['CBB','CBSD','CGM','CMD','Healthy'] and data.valid.one_batch()[0].shape == (4,3,4,4)
 
 def test_labels_are_those_of_the_table(path):
@@ -59,7 +60,8 @@ def test_a_subset_is_validated_on_held_out_images(path):
     assert set(names(few.valid_ds)) < set(names(data.valid_ds)) and set(names(few.train_ds)) < set(names(data.train_ds))
 
 def test_a_split_in_a_folder_that_cant_be_written(path):
-    with pytest.raises(OSError, match="can't be saved to .*no/split.csv.*pass a split_file in a folder that can be written"): dls(path, split_file='no/split.csv')
+    with pytest.raises(OSError, match="can't be saved to .*no/split.csv.*pass a split_file in a folder that can be written"):
+        dls(path, split_file='no/split.csv')
 
 # A saved split that doesn't fit the data
 
@@ -72,7 +74,8 @@ def edit(path, f):
     (lambda df: df.assign(image_id='x'+df.image_id), "22 of 22 images are not in train.csv, the first is 'x1"),
     (lambda df: df.assign(label=df.label.map(lambda o: str((int(o)+1)%5))), "has another label than in train.csv, and so have 21 others"),
     (lambda df: df[df.label != '0'], 'no image of class CBB is held out'), (lambda df: df.iloc[:0], 'has no rows'),
-    (lambda df: df.rename(columns={'label': 'y'}), "no column 'label'"), (lambda df: pd.concat([df,df[:1]]), 'is listed twice')], ids=range(6))
+    (lambda df: df.rename(columns={'label': 'y'}), "no column 'label'"),
+    (lambda df: pd.concat([df,df[:1]]), 'is listed twice')], ids=range(6))
 def test_a_split_that_does_not_fit(path, f, msg):
     edit(path, f)
     text = (path/'validation_set.csv').read_bytes()
@@ -101,7 +104,8 @@ def test_half_unpacked(path):
     with pytest.raises(FileNotFoundError, match='no file train.csv in .*kaggle'): dls(path)
 
 @pytest.mark.parametrize('old,new,msg', [
-    (',', ';', "separated by ';'"), ('image_id', 'image', "no column 'image_id'"), (',4\n', ',5\n', "unknown class '5': the classes are 0, 1, 2, 3, 4"),
+    (',', ';', "separated by ';'"), ('image_id', 'image', "no column 'image_id'"),
+    (',4\n', ',5\n', "unknown class '5': the classes are 0, 1, 2, 3, 4"),
     (',4\n', ',\n', 'incomplete'), ('1007.jpg', '1008.jpg', 'listed twice')], ids=str)
 def test_broken_tables(path, old, new, msg):
     (path/'train.csv').write_text((path/'train.csv').read_text().replace(old, new))

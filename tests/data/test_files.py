@@ -8,8 +8,10 @@ def write(file, text, encoding='utf-8'):
     file.write_text(text, encoding=encoding)
     return file
 
-@pytest.mark.parametrize('text', ['name,label\nx.png,1\ny.png,2\n', 'name, label\nx.png, 1\ny.png , 2\n', 'label,name,more\n1,x.png,\n2,y.png,3\n',
-                                  '\ufeffname,label\nx.png,1\ny.png,2\n', 'name,label\r\nx.png,1\r\ny.png,2\r\n', '"name","label"\n"x.png","1"\n"y.png","2"\n'])
+@pytest.mark.parametrize('text', ['name,label\nx.png,1\ny.png,2\n', 'name, label\nx.png, 1\ny.png , 2\n',
+    'label,name,more\n1,x.png,\n2,y.png,3\n',
+    '\ufeffname,label\nx.png,1\ny.png,2\n', 'name,label\r\nx.png,1\r\ny.png,2\r\n',
+    '"name","label"\n"x.png","1"\n"y.png","2"\n'])
 def test_tables_with_spaces_quotes_and_more_columns(tmp_path, text):
     df = read_table(write(tmp_path/'a.csv', text), ['name','label'])
     assert list(df) == ['name','label'] and df.values.tolist() == [['x.png','1'],['y.png','2']]
@@ -25,14 +27,16 @@ def test_another_separator_is_named(tmp_path, sep):
 
 @pytest.mark.parametrize('text,msg', [
     ('name,age\nx,1\n', "no column 'label'; the first line is 'name,age'"), ('a,b\nx,1\n', "no column 'name' and no column 'label'"),
-    ('name,label\nx,\n', 'line 2 is incomplete'), ('name,label\nx,1\nx,1\n', "'x' is listed twice, in line 3"), ('name,label\n', 'has no rows'),
+    ('name,label\nx,\n', 'line 2 is incomplete'), ('name,label\nx,1\nx,1\n', "'x' is listed twice, in line 3"),
+    ('name,label\n', 'has no rows'),
     ('', 'not a table'), ('name,label\nx,1\ny,1,2,3\n', 'not a table')], ids=repr)
 def test_broken_tables_are_named(tmp_path, text, msg):
     with pytest.raises(ValueError, match=msg) as e: read_table(write(tmp_path/'a.csv', text), ['name','label'])
     assert str(tmp_path/'a.csv') in str(e.value)
 
 def test_a_table_in_another_encoding(tmp_path):
-    with pytest.raises(ValueError, match='not a table'): read_table(write(tmp_path/'a.csv', 'name,label\nx,1\n', 'utf-16'), ['name','label'])
+    with pytest.raises(ValueError, match='not a table'):
+        read_table(write(tmp_path/'a.csv', 'name,label\nx,1\n', 'utf-16'), ['name','label'])
 
 @pytest.fixture
 def web(tmp_path, monkeypatch):
@@ -55,7 +59,8 @@ def test_download_unpacks_archives_and_copies_the_rest_once(web, tmp_path):
 
 def test_another_checksum_is_an_error_and_leaves_no_folder(web, tmp_path):
     write(web/'b.gz', 'something else')
-    with pytest.raises(OSError, match='is not the published file, its MD5 sum is not 0123'): fetch('things', [((web/'b.gz').as_uri(), '0123')])
+    with pytest.raises(OSError, match='is not the published file, its MD5 sum is not 0123'):
+        fetch('things', [((web/'b.gz').as_uri(), '0123')])
     assert not (tmp_path/'data'/'things').exists()
 
 def test_an_old_archive_with_another_checksum_is_downloaded_again(web, tmp_path):
@@ -65,7 +70,8 @@ def test_an_old_archive_with_another_checksum_is_downloaded_again(web, tmp_path)
     assert (fetch('things', [((web/'b.gz').as_uri(), md5(web/'b.gz'))])/'b.gz').read_text() == 'right'
 
 def test_no_network_says_what_to_do(web):
-    with pytest.raises(OSError, match=r'web/none.zip could not be downloaded .*download it by hand'): fetch('things', [((web/'none.zip').as_uri(), None)])
+    with pytest.raises(OSError, match=r'web/none.zip could not be downloaded .*download it by hand'):
+        fetch('things', [((web/'none.zip').as_uri(), None)])
 
 def test_a_broken_archive_leaves_no_data_folder(web, tmp_path):
     write(web/'a.zip', 'not a zip')

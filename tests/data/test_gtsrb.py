@@ -160,8 +160,10 @@ def test_names(few):
 
 @pytest.mark.parametrize('kw,msg', [
     (dict(classes=[3,43]), 'classes has 43.*0 to 42'), (dict(classes=['Stop']), "classes has 'Stop'"), (dict(classes=[]), 'classes is'),
-    (dict(classes=3), 'classes is 3'), (dict(split='file'), "split is 'file'"), (dict(valid_pct=0), 'valid_pct is 0'), (dict(valid_pct=1), 'valid_pct is 1'),
-    (dict(n=3), 'n is 3: choose from 4'), (dict(n=10**6), 'n is 1000000'), (dict(bs=0), 'bs is 0'), (dict(bs=391), 'bs is 391: there are 390'),
+    (dict(classes=3), 'classes is 3'), (dict(split='file'), "split is 'file'"), (dict(valid_pct=0), 'valid_pct is 0'),
+    (dict(valid_pct=1), 'valid_pct is 1'),
+    (dict(n=3), 'n is 3: choose from 4'), (dict(n=10**6), 'n is 1000000'), (dict(bs=0), 'bs is 0'),
+    (dict(bs=391), 'bs is 391: there are 390'),
     (dict(size=0), 'size is 0'), (dict(size=(4,4)), 'size is')], ids=str)
 def test_bad_arguments(few, kw, msg):
     with pytest.raises(ValueError, match=msg): dls(few, **dict(classes=[3,14])|kw)
@@ -170,10 +172,12 @@ def test_bad_arguments(few, kw, msg):
 def test_a_class_without_validation_or_training_items(tmp_path, pct):
     write_class(tmp_path, 3, 20)
     write_class(tmp_path, 7, 4 if pct == .2 else 1)
-    with pytest.raises(ValueError, match=rf'valid_pct is {pct}: no whole track .* class 7 .*full=True'): dls(tmp_path, classes=[3,7], valid_pct=pct)
+    with pytest.raises(ValueError, match=rf'valid_pct is {pct}: no whole track .* class 7 .*full=True'):
+        dls(tmp_path, classes=[3,7], valid_pct=pct)
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=rf"GTSRB: path='{re.escape(str(tmp_path))}/no' does not exist: unpack GTSRB_Final_Training_Images.zip"): dls(tmp_path/'no')
+    with pytest.raises(FileNotFoundError, match=rf"path='{re.escape(str(tmp_path))}/no' does not exist: unpack GTSRB_Final"):
+        dls(tmp_path/'no')
     (tmp_path/'a.zip').touch()
     with pytest.raises(FileNotFoundError, match='is a file, not a folder'): dls(tmp_path/'a.zip')
     with pytest.raises(FileNotFoundError, match=r'no file GT-00000.csv in .*Final_Training/Images/00000.*sid.erda.dk'): dls(tmp_path)
@@ -181,16 +185,21 @@ def test_missing_folder(tmp_path):
 def test_half_unpacked(few):
     with pytest.raises(FileNotFoundError, match='no file GT-00000.csv'): dls(few)  # 43 classes, of which two are there
     (csv_of(few).parent/'00004_00007.ppm').unlink()
-    with pytest.raises(FileNotFoundError, match='1 of 150 images are not there, the first is .*00003/00004_00007.ppm: unpack'): dls(few, classes=[3])
+    with pytest.raises(FileNotFoundError, match='1 of 150 images are not there, the first is .*00003/00004_00007.ppm: unpack'):
+        dls(few, classes=[3])
     (few/'Final_Test'/'Images'/'00002.ppm').unlink()
-    with pytest.raises(FileNotFoundError, match='1 of 4 images are not there, the first is .*00002.ppm'): gtsrb_test_dl(dls(few, classes=[14]), few)
+    with pytest.raises(FileNotFoundError, match='1 of 4 images are not there, the first is .*00002.ppm'):
+        gtsrb_test_dl(dls(few, classes=[14]), few)
     (few/'Final_Test'/'Images'/'GT-final_test.csv').unlink()
-    with pytest.raises(FileNotFoundError, match='no file GT-final_test.csv in .*GTSRB_Final_Test_GT.zip'): gtsrb_test_dl(dls(few, classes=[14]), few)
+    with pytest.raises(FileNotFoundError, match='no file GT-final_test.csv in .*GTSRB_Final_Test_GT.zip'):
+        gtsrb_test_dl(dls(few, classes=[14]), few)
 
 @pytest.mark.parametrize('old,new,msg', [
-    (';', ',', r"GT-00003.csv: the columns are separated by ',', not by ';'"), ('ClassId', 'Class', r"GT-00003.csv: there is no column 'ClassId'"),
+    (';', ',', r"GT-00003.csv: the columns are separated by ',', not by ';'"),
+    ('ClassId', 'Class', r"GT-00003.csv: there is no column 'ClassId'"),
     (';3\n', ';43\n', r"GT-00003.csv: line 2 has the unknown class '43': the classes are 3"), (';3\n', ';\n', 'line 2 is incomplete'),
-    ('00004_00029.ppm', '00004_00028.ppm', "'00004_00028.ppm' is listed twice"), ('00004_00029.ppm', 'stop.ppm', "'stop.ppm' says no track")], ids=str)
+    ('00004_00029.ppm', '00004_00028.ppm', "'00004_00028.ppm' is listed twice"),
+    ('00004_00029.ppm', 'stop.ppm', "'stop.ppm' says no track")], ids=str)
 def test_broken_tables(few, old, new, msg):
     file = csv_of(few)
     file.write_text(file.read_text().replace(old, new))

@@ -68,7 +68,8 @@ def test_n_keeps_the_classes_of_both_parts():
     dls = _dls(n=10)
     assert [counts(y for _,y in o.items) for o in (dls.train_ds,dls.valid_ds)] == [{'a': 4, 'b': 4}, {'a': 1, 'b': 1}]
 
-@pytest.mark.parametrize('kw,msg', [(dict(bs=17), 'bs is 17: there are 16'), (dict(size=8.), 'size is 8.0'), (dict(size=None), 'size is None'), (dict(n=3), 'n is 3')], ids=str)
+@pytest.mark.parametrize('kw,msg', [(dict(bs=17), 'bs is 17: there are 16'), (dict(size=8.), 'size is 8.0'),
+    (dict(size=None), 'size is None'), (dict(n=3), 'n is 3')], ids=str)
 def test_bad_numbers(kw, msg):
     with pytest.raises(ValueError, match=msg): _dls(**kw)
 

@@ -24,7 +24,8 @@ def counts(ds): return dict(collections.Counter(y for _,y in ds.items))
 
 def test_partitions_of_the_data_set(path):
     data = dls(path)
-    assert names(data.train_ds) == {f'MHIST_{i:03d}' for i in range(40)} and names(data.valid_ds) == {f'MHIST_{i:03d}' for i in range(40,60)}
+    assert names(data.train_ds) == {f'MHIST_{i:03d}' for i in range(40)}
+    assert names(data.valid_ds) == {f'MHIST_{i:03d}' for i in range(40,60)}
     assert counts(data.train_ds) == {'SSA': 10, 'HP': 30} and counts(data.valid_ds) == {'SSA': 5, 'HP': 15}
     assert list(data.vocab) == ['HP','SSA'] and data.valid.one_batch()[0].shape == (4,3,8,8)
 
@@ -51,7 +52,8 @@ def test_flips_both_ways_and_own_transforms(path):
     assert not [o for o in tfms if isinstance(o, (Flip,Dihedral,Normalize))]
 
 def test_no_download(path):
-    with pytest.raises(ValueError, match=r"path is None.*form.*https://bmirds.github.io/MHIST.*annotations.csv and images.zip.*sample\('mhist'\)"): mhist_dls()
+    with pytest.raises(ValueError, match=r"path is None.*form.*https://bmirds.github.io/MHIST.*images.zip.*sample\('mhist'\)"):
+        mhist_dls()
 
 def test_half_unpacked(path):
     with pytest.raises(FileNotFoundError, match='MHIST: .* does not exist'): dls(path/'no')
@@ -63,7 +65,8 @@ def test_half_unpacked(path):
     with pytest.raises(FileNotFoundError, match='no file annotations.csv in .*bmirds'): dls(path)
 
 @pytest.mark.parametrize('old,new,msg', [
-    (',', ';', "separated by ';', not by ','"), ('Partition', 'Part', "no column 'Partition'"), (',SSA,', ',TA,', "unknown class 'TA': the classes are HP, SSA"),
+    (',', ';', "separated by ';', not by ','"), ('Partition', 'Part', "no column 'Partition'"),
+    (',SSA,', ',TA,', "unknown class 'TA': the classes are HP, SSA"),
     (',test', ',valid', "unknown class 'valid': the classes are train, test"), ('_007', '_008', "'MHIST_008.png' is listed twice"),
     (',HP,', ',,', 'is incomplete')], ids=str)
 def test_broken_tables(path, old, new, msg):
@@ -82,7 +85,8 @@ def test_broken_image_is_named(path):
     with pytest.raises(OSError, match=f"the image {file} can't be read"): [*dls(path).valid]
     with pytest.raises(OSError, match=f"1 of 60 images are broken: {file}"): dls(path, verify=True)
 
-@pytest.mark.parametrize('kw,msg', [(dict(valid='val'), "valid is 'val'"), (dict(valid=1.5), 'valid is 1.5'), (dict(valid=.01), 'valid is 0.01'),
+@pytest.mark.parametrize('kw,msg', [(dict(valid='val'), "valid is 'val'"), (dict(valid=1.5), 'valid is 1.5'),
+    (dict(valid=.01), 'valid is 0.01'),
                                     (dict(n=3), 'n is 3'), (dict(bs=41), 'bs is 41')], ids=str)
 def test_bad_arguments(path, kw, msg):
     with pytest.raises(ValueError, match=msg): dls(path, **kw)

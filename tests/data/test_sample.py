@@ -89,7 +89,8 @@ def test_an_interrupted_sample_is_written_anew(tmp_path, monkeypatch):
     assert not (tmp_path/'a').exists()
     assert len(digest(sample('mnist', tmp_path/'a', n=200))) == 5
 
-@pytest.mark.parametrize('args,msg', [(('cifar',), "name is 'cifar': choose from 'gtsrb', 'mhist', 'cassava', 'mnist'"), (('mnist',None,1798), 'n is 1798'),
+@pytest.mark.parametrize('args,msg', [
+    (('cifar',), "name is 'cifar': choose from 'gtsrb', 'mhist', 'cassava', 'mnist'"), (('mnist',None,1798), 'n is 1798'),
                                       (('gtsrb',None,100), 'n is 100: choose from 6450'), (('mhist',None,0), 'n is 0')], ids=str)
 def test_bad_arguments(args, msg):
     with pytest.raises(ValueError, match=msg): sample(*args)
