@@ -44,8 +44,11 @@ def _check_split(file, df, held, valid_pct):
 
 # %% ../../nbs/data/06_cassava.ipynb #d505e1ea
 def _save_split(file, held):
-    "Write the table `held` to `file`"
-    try: held.to_csv(file, index=False)
+    "Write the table `held` to `file`, which is there whole or not at all"
+    part = file.with_name(f'{file.name}.part')
+    try:
+        held.to_csv(part, index=False)
+        part.replace(file)
     except OSError as e:
         raise OSError(f"the split can't be saved to {file} ({e}): pass a split_file in a folder that can be written, or None") from e
 

@@ -114,6 +114,8 @@ def gtsrb_test_dl(
 ): # (data loader with labels, class number of each image as an array)
     "The test images of GTSRB, with the transforms of `dls`"
     df,folder = _test_table(_folder(path))
+    lost = sorted(set(df.ClassId) - set(dls.vocab))
+    if lost: raise ValueError(f"dls has no class {', '.join(lost)} in its vocabulary: make it with gtsrb_dls, which has all 43 classes")
     check_files([folder/o for o in df.Filename], 'GTSRB', _get)
     if n is not None: df = df.iloc[stratified(df.ClassId, n, seed)]
     items = [(folder/f,c) for f,c in zip(df.Filename, df.ClassId)]

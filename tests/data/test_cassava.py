@@ -63,6 +63,17 @@ def test_a_split_in_a_folder_that_cant_be_written(path):
     with pytest.raises(OSError, match="can't be saved to .*no/split.csv.*pass a split_file in a folder that can be written"):
         dls(path, split_file='no/split.csv')
 
+def test_an_interrupted_write_leaves_no_split(path, monkeypatch):
+    "Half a split would be taken for one"
+    def stop(df, file, **kw):
+        file.write_text('image_id,label')
+        raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(pd.DataFrame, 'to_csv', stop)
+        with pytest.raises(KeyboardInterrupt): dls(path)
+    assert not (path/'validation_set.csv').exists()
+    assert len(dls(path).valid_ds) == 22 and (path/'validation_set.csv').exists()
+
 # A saved split that doesn't fit the data
 
 def edit(path, f):

@@ -223,3 +223,8 @@ def test_broken_test_image(few):
     file = few/'Final_Test'/'Images'/'00001.ppm'
     file.write_bytes(b'')
     with pytest.raises(OSError, match=f'1 of 4 images are broken: {file}'): gtsrb_test_dl(dls(few, classes=[3]), few, verify=True)
+
+def test_other_data_loaders_are_refused_for_the_test_images(few):
+    from fastkd.data.items import make_dls
+    other = make_dls([(f, 'ab'[i%2]) for i,f in enumerate(sorted(csv_of(few).parent.glob('*.ppm')))], ['a','b'], range(9), 4, 8, [], num_workers=0)
+    with pytest.raises(ValueError, match='dls has no class 14, 3 in its vocabulary'): gtsrb_test_dl(other, few)
