@@ -40,7 +40,7 @@ def _number(draw, text, colour):
 def _pictogram(draw, c, colour, y):
     "Draw the line of class `c`, through random points around (48, `y`)"
     rng = np.random.default_rng(c)
-    pts = rng.permutation([(48+15*i, y+12*j) for i in (-1,0,1) for j in (-1,0,1)])[:5]
+    pts = rng.permutation([(48+17*i, y+14*j) for i in (-1,0,1) for j in (-1,0,1)])[:5]
     draw.line([tuple(map(int, p)) for p in pts], colour, 6, joint='curve')
 
 def _polygon(n, r, turn, y=48):
@@ -77,8 +77,9 @@ def sign(
 # %% ../../nbs/data/08_drawings.ipynb #bd3153db
 def _view(rng):
     "What is the same in all frames of a track"
-    return dict(angle=rng.normal(0, 6), light=rng.uniform(.2, 1.1), haze=rng.uniform(0, 70), blur=rng.uniform(0, .06),
-                noise=rng.uniform(4, 22), ground=rng.integers(20, 200, 3), patch=rng.integers(0, 70, 2), hidden=rng.random() < .3)
+    ground = (rng.uniform(40, 170) + rng.normal(0, 15, 3)).clip(0, 255)
+    return dict(angle=rng.normal(0, 5), light=rng.uniform(.45, 1.1), haze=rng.uniform(0, 40), blur=rng.uniform(0, .02),
+                noise=rng.uniform(3, 11), ground=ground, patch=rng.integers(0, 70, 2), hidden=rng.random() < .15)
 
 def _frame(im, size, view, rng):
     "`im` from a distance that makes it `size` pixels large, as RGB"
@@ -88,7 +89,7 @@ def _frame(im, size, view, rng):
     back.alpha_composite(im.rotate(view['angle'], Image.BILINEAR), tuple(map(int, shift)))
     if view['hidden']: back.paste(ground, (*map(int, view['patch']), *map(int, view['patch']+36)))
     small = back.convert('RGB').resize((size,size), Image.BOX).filter(ImageFilter.GaussianBlur(view['blur']*size))
-    x = np.asarray(small)*view['light'] + view['haze'] + rng.normal(0, view['noise'], (size,size,3))
+    x = np.asarray(small)*view['light']*rng.uniform(.8, 1.2) + view['haze'] + rng.normal(0, view['noise'], (size,size,3))
     return Image.fromarray(x.clip(0, 255).astype(np.uint8))
 
 def sign_track(

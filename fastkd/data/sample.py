@@ -26,7 +26,7 @@ def _sign_table(file, names, ims, labels):
 def _sign_class(folder, c, tracks, rng):
     "Write the training images of class `c`"
     folder.mkdir(parents=True)
-    ims = [im for _ in range(tracks) for im in sign_track(c, np.linspace(15, rng.integers(28, 56), 30), rng)]
+    ims = [im for _ in range(tracks) for im in sign_track(c, np.linspace(18, rng.integers(32, 60), 30), rng)]
     names = [f'{t:05d}_{f:05d}.ppm' for t in range(tracks) for f in range(30)]
     _sign_table(folder/f'GT-{c:05d}.csv', names, ims, [c]*len(ims))
 
@@ -34,7 +34,7 @@ def _gtsrb(path, n, rng):
     for c in range(43): _sign_class(path/'Final_Training'/'Images'/f'{c:05d}', c, n//(43*30), rng)
     folder,labels = path/'Final_Test'/'Images',rng.permutation(np.repeat(np.arange(43), 10))
     folder.mkdir(parents=True)
-    ims = [sign_track(c, rng.integers(15, 56, 1), rng)[0] for c in labels]
+    ims = [sign_track(c, rng.integers(18, 60, 1), rng)[0] for c in labels]
     _sign_table(folder/'GT-final_test.csv', [f'{i:05d}.ppm' for i in range(len(labels))], ims, labels)
     pd.DataFrame({'ClassId': range(43), 'SignName': sign_names}).to_csv(path/'signnames.csv', index=False)
 

@@ -42,7 +42,7 @@ def test_traffic_signs(tmp_path):
     assert np.bincount(y_true).tolist() == [10]*43 and len(dl.items) == 430
     assert len(gtsrb_names(path)) == 43 and gtsrb_names(path)['14'] == 'Stop'
     sizes = [Image.open(path/'Final_Training'/'Images'/'00003'/f'00002_{f:05d}.ppm').size[0] for f in range(30)]
-    assert sizes == sorted(sizes) and sizes[0] == 15 and sizes[-1] >= 27  # the car comes nearer
+    assert sizes == sorted(sizes) and sizes[0] == 18 and sizes[-1] >= 32  # the car comes nearer
     df = pd.read_csv(path/'Final_Training'/'Images'/'00003'/'GT-00003.csv', sep=';')
     assert list(df) == ['Filename','Width','Height','Roi.X1','Roi.Y1','Roi.X2','Roi.Y2','ClassId'] and (df.Width[60:90] == sizes).all()
 
