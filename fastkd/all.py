@@ -1,5 +1,10 @@
 "What users of fastkd import: `from fastkd.all import *`, after fastai's own"
+from fastkd.data.cassava import cassava_dls
 from fastkd.data.digits import PartialCategoryBlock, digits_dls
+from fastkd.data.gtsrb import gtsrb_dls, gtsrb_names, gtsrb_test_dl
+from fastkd.data.mhist import mhist_dls
+from fastkd.data.mnist import mnist_dls
+from fastkd.data.sample import sample
 from fastkd.evaluation.compare import compare
 from fastkd.evaluation.image_plots import plot_attention, plot_disagreements, plot_soft_targets
 from fastkd.evaluation.masks import agreement, class_mask
@@ -40,10 +45,11 @@ __all__ = [
     'FSP', 'FactorTransfer', 'FasterHead', 'FitNet', 'Huber', 'KnowledgeDistillation', 'LearnableT', 'Logits', 'MeanTeacher',
     'MultiLevel', 'MutualLearning', 'NST', 'NormalizedKD', 'OFD', 'PKT', 'PartialCategoryBlock', 'RKD', 'Resume', 'ReviewKD',
     'Similarity', 'SoftTarget', 'TTAEvaluator', 'Teacher', 'TeacherBounded', 'TeacherFree', 'VID', 'WeightedSoftLabel',
-    'activation_boundaries', 'agreement', 'attention', 'binary_soft_target', 'body_head', 'born_again', 'channel_wise',
+    'activation_boundaries', 'agreement', 'attention', 'binary_soft_target', 'body_head', 'born_again', 'cassava_dls', 'channel_wise',
     'class_mask', 'compare', 'correlation_congruence', 'crd', 'decoupled_kd', 'digits_dls', 'dist', 'distill_chain', 'ece',
-    'factor_transfer', 'fitnet', 'fsp', 'huber', 'layer_names', 'logits', 'multi_level', 'nll', 'normalized_kd', 'nst', 'ofd',
+    'factor_transfer', 'fitnet', 'fsp', 'gtsrb_dls', 'gtsrb_names', 'gtsrb_test_dl', 'huber', 'layer_names', 'logits', 'mhist_dls', 'mnist_dls',
+    'multi_level', 'nll', 'normalized_kd', 'nst', 'ofd',
     'pair_layers', 'paired_interval', 'pkt', 'plot_attention', 'plot_calibration', 'plot_confusion_change', 'plot_disagreements',
-    'plot_losses', 'plot_pareto', 'plot_soft_targets', 'plot_temperature', 'report', 'review_kd', 'rkd', 'similarity',
+    'plot_losses', 'plot_pareto', 'plot_soft_targets', 'plot_temperature', 'report', 'review_kd', 'rkd', 'sample', 'similarity',
     'soft_target', 'split_at', 'style', 'teacher_bounded', 'teacher_free', 'test_time_aug', 'trial', 'vid', 'warm_up',
     'weighted_soft_label']
