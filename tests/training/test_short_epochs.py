@@ -8,6 +8,7 @@ from fastcore.test import test_close as close, test_eq as eq
 from fastkd.losses.contrastive import CRD
 from fastkd.losses.soft_targets import SoftTarget
 from fastkd.training.callback import KnowledgeDistillation
+import fastkd.training.cycles  # `Learner.fit_clr`
 from fastkd.training.features import item_numbers
 from fastkd.training.resume import Resume
 from fastkd.training.short_epochs import ItemsLeft, ShortDL, ShortEpochs
@@ -329,6 +330,22 @@ def test_batches_of_sorted_text_and_tables_and_weighted_items():
         dl,left = make(),ItemsLeft()
         got = [b[-1].tolist() if isinstance(b, (tuple,list)) else b.tolist() for _ in range(4) for b in ShortDL(dl, 2, left)]
         eq(got, want[:8])
+
+def test_two_processes_share_a_pass(monkeypatch):
+    "Together they see all items once"
+    from fastai.distributed import DistributedDL
+    monkeypatch.setattr(DistributedDL, '_broadcast', lambda self, t, rank: t)
+    seen = []
+    for rank in 0,1:
+        dl,left = seeded(DataLoader, list(range(12)), bs=2, shuffle=True),ItemsLeft()
+        seen.append([o for _ in range(3) for b in ShortDL(DistributedDL(dl, rank, 2, device='cpu'), 2, left) for o in b.tolist()])
+    for i in 0,6: eq(sorted(seen[0][i:i+6] + seen[1][i:i+6]), list(range(12)))
+
+def test_mutual_learning():
+    from fastkd.schemes.mutual import MutualLearning
+    learn,peer = learner(net(8,5)),learner(net(6,5))
+    learn.fit(2, 1e-2, cbs=[MutualLearning(peer), ShortEpochs(3, 1)])
+    eq(len(learn.recorder.losses), 6)
 
 def test_images_with_augmentation():
     learn = student(image_dls(batch_tfms=aug_transforms()), cbs=[ShortEpochs(3, 1), MixUp()])
