@@ -4,7 +4,6 @@ from functools import partial
 
 import matplotlib.pyplot as plt, numpy as np, pytest
 from fastai.callback.all import *
-from fastcore.test import test_close as close, test_eq as eq
 
 from fastkd.losses.soft_targets import SoftTarget
 from fastkd.training.callback import KnowledgeDistillation
@@ -13,6 +12,7 @@ from fastkd.training.resume import Resume
 from fastkd.training.short_epochs import ShortEpochs
 from helpers import *
 from interrupted import *
+from fastcore.test import test_close as close, test_eq as eq  # after the others, which have an `eq` of their own
 
 def torch_rates(n, base, top, step, **kwargs):
     "The rates of PyTorch's scheduler, (n, groups), and its momenta"
