@@ -1,8 +1,8 @@
 "Small fits on vectors, ways to interrupt them, and what two of them must have in common"
 from fastai.callback.all import *
-from fastcore.test import test_eq as eq
 from fastkd.training.checkpoint import learner_state
 from helpers import *
+from fastcore.test import test_eq as eq  # after the others, which have an `eq` of their own that asserts nothing
 
 class Stop(Callback):
     "Raises in the middle of an epoch"
