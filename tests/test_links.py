@@ -6,9 +6,8 @@ from urllib.parse import unquote
 import pytest
 
 root = Path(__file__).parents[1]
-skip = {'.git','.venv','_docs','_proc','build','dist'}
-pages = sorted(o for e in ('md','qmd','ipynb') for o in root.rglob(f'*.{e}') if not skip & set(o.relative_to(root).parts)
-               and '.ipynb_checkpoints' not in o.parts)
+def ours(o): return not any(p[0] == '.' or p in ('_docs','_proc','build','dist') for p in o.relative_to(root).parts)
+pages = sorted(o for e in ('md','qmd','ipynb') for o in root.rglob(f'*.{e}') if ours(o))
 def name(page): return page.relative_to(root).as_posix()
 
 def prose(page):
