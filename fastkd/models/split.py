@@ -6,6 +6,8 @@
 __all__ = ['Splitter', 'body_head', 'split_at', 'output_layer']
 
 # %% ../../nbs/models/05_split.ipynb #0b97fc30
+import sys
+from copy import deepcopy
 from functools import partial, update_wrapper
 from fastai.basics import *
 from fastai.callback.hook import has_params
@@ -17,16 +19,38 @@ from .layers import *
 class Splitter:
     "A splitter that copies as itself and is pickled as `trainable_params`, so an exported learner loads without fastkd"
     def __init__(self,
-        func # Splits a model into lists of parameters
+        func, # Splits a model into lists of parameters
+        **kwargs # Its other arguments
     ):
-        self.func = func
+        self.func,self.kwargs = func,kwargs
         update_wrapper(self, func)
 
-    def __call__(self, *args, **kwargs): return self.func(*args, **kwargs)
+    def __call__(self,
+        model:nn.Module=None, # Any model; without one, the result is this splitter with `kwargs`
+        **kwargs # Arguments, as in `body_head(head='fc')`
+    ):
+        "The parameter groups of `model`, or a splitter with these arguments"
+        kwargs = {**self.kwargs, **kwargs}
+        if model is not None and kwargs == self.kwargs: return self.func(model, **kwargs)
+        res = Splitter(self.func, **kwargs)
+        if model is None: return res
+        if learn := _making_optimizer(): learn.splitter = res
+        return res(model)
+
     def __reduce__(self): return partial,(trainable_params,)
     def __copy__(self): return self
-    def __deepcopy__(self, memo): return self
-    def __repr__(self): return self.__name__
+    def __deepcopy__(self, memo):
+        "A head that is given as a module belongs to a model, which may be copied, too"
+        return Splitter(self.func, **deepcopy(self.kwargs, memo)) if self.kwargs else self
+    def __repr__(self):
+        return self.__name__ + (f"({', '.join(f'{k}={_text(v)}' for k,v in self.kwargs.items())})" if self.kwargs else '')
+
+def _text(o): return type(o).__name__ if isinstance(o, nn.Module) else repr(o)
+
+def _making_optimizer():
+    "The learner that has called the splitter, directly or through a `partial`; None if it was something else"
+    frame = sys._getframe(2)  # a `partial` has no frame, and doesn't say that it is one
+    return frame.f_locals['self'] if frame.f_code is Learner.create_opt.__code__ else None
 
 # %% ../../nbs/models/05_split.ipynb #ae4cecfc
 _heads = 'fc','classifier','head','heads','last_linear'
@@ -54,7 +78,7 @@ def body_head(
     model:nn.Module, # Any model, wrapped or not
     head=None # Name of the head, a list of names, or the module itself; `None`: found automatically
 )->L: # Parameters of the body, parameters of the head
-    "Splitter: the parameters of the body and those of the head; use `partial(body_head, head='fc')` to name the head yourself"
+    "Splitter: the parameters of the body and those of the head; `body_head(head='fc')` is one whose head you name"
     model = unwrap(model)
     mods = _find_head(model) if head is None else [head] if isinstance(head, nn.Module) else resolve_layers(model, head, 'head')
     in_head = _names_of(model, mods)
@@ -65,7 +89,7 @@ def body_head(
     groups = L([p for p in model.parameters() if p in body], [p for p in model.parameters() if p not in body])
     if not all(groups):
         raise ValueError(f"head={head!r}: nothing to split, the {'head' if groups[0] else 'body'} of {type(model).__name__} "
-                         "has no parameters of its own; name the head: `splitter=partial(body_head, head='name')`")
+                         "has no parameters of its own; name the head: `splitter=body_head(head='name')`")
     return groups
 
 # %% ../../nbs/models/05_split.ipynb #3669e946

@@ -84,6 +84,7 @@ class Resume(StaysHere):
         self.seconds = list(fit['seconds'])
         if self.n_fits == ck['fit']: load_training_state(self.learn, ck, self.checkpoint)
         self.skipped = SkippedEpochs(self.learn, ck, self.n_fits)
+        if self.skipped.is_last and self.skipped.finished and not rank_distrib(): print(_nothing_trained(self.checkpoint, fit['done']))
         if self.skipped.over(0): self._continue()
 
     def _continue(self):
@@ -101,6 +102,10 @@ class Resume(StaysHere):
         fit = dict(kind=fit_kind(self.learn), done=self.done, rows=rows, seconds=self.seconds)
         self.fits = self.fits[:self.n_fits] + [fit]
         write_checkpoint(self.checkpoint, dict(fit=self.n_fits, finished=finished, fits=self.fits, **training_state(self.learn)))
+
+def _nothing_trained(path, n):
+    return (f"Resume: this fit is finished in file={str(path)!r}, {n} epoch{'s' if n!=1 else ''}: nothing is trained, the final state is "
+            "loaded; to train again, delete the file or use another name")
 
 def _seconds(learn):
     return time.time()-learn.recorder.start_epoch if hasattr(learn, 'recorder') and learn.recorder.add_time else 0.

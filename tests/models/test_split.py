@@ -175,6 +175,23 @@ def test_copies_keep_the_splitter():
     new = copy.deepcopy(learn)
     check(new.model, ['layer4'], new.splitter)
 
+def test_a_splitter_with_a_named_head():
+    m = tv.resnet18()
+    for s in body_head(head='layer4'),body_head(head=m.layer4),body_head(head='fc')(head='layer4'): check(m, ['layer4'], s)
+    check(m, ['fc'], body_head())
+    assert repr(body_head(head='fc'))=="body_head(head='fc')" and repr(body_head(head=m.fc))=='body_head(head=Linear)'
+    with pytest.raises(ValueError, match="did you mean 'layer4'"): body_head(head='layer5')(m)
+    with pytest.raises(TypeError, match='haed'): body_head(haed='fc')(m)
+
+@pytest.mark.parametrize('how', [lambda **kw: partial(body_head, **kw), lambda **kw: body_head(**kw)])
+def test_a_copy_of_a_learner_after_its_optimiser_is_made_splits_its_own_model(how):
+    m = tv.resnet18()
+    learn = learner(m, how(head=m.layer4))
+    learn.create_opt()
+    new = copy.deepcopy(learn)
+    check(new.model, ['layer4'], new.splitter)
+    check(m, ['layer4'], learn.splitter)
+
 def test_splitter_keeps_name_and_doc():
     assert body_head.__name__=='body_head' and 'Splitter' in body_head.__doc__ and 'layer4' in repr(split_at('layer4'))
 
@@ -185,22 +202,22 @@ import fastai.callback.progress  # `no_bar`
 for f in sys.argv[1:]:
     learn = load_learner(f)
     with learn.no_bar(): p,_ = learn.get_preds(dl=[(torch.ones(2,3,32,32),)])
-    groups = None
-    if 'partial' not in f:
-        learn.create_opt()
-        groups = len(learn.opt.param_lists)
+    learn.create_opt()
+    groups = len(learn.opt.param_lists)
     print(f.rsplit('/')[-1], tuple(p.shape), groups)
 """
 
 def test_exported_learners_load_without_fastkd(tmp_path):
     net = lambda: nn.Sequential(nn.Conv2d(3,4,8,8), nn.ReLU(), nn.Flatten(), nn.Linear(64,2))
-    splitters = {'body_head':body_head, 'partial':partial(body_head, head='0'), 'split_at':split_at('3')}
+    named = {'named':body_head(head='0'), 'partial':partial(body_head, head='0'), 'twice':partial(body_head(head='3'), head='0')}
+    splitters = {'body_head':body_head, **named, 'split_at':split_at('3')}
     for n,s in splitters.items():
         learn = learner(net(), s, tmp_path)
         learn.create_opt()
         learn.export(f'{n}.pkl')
-        assert learn.splitter is s and len(learn.opt.param_lists)==2
+        assert (learn.splitter is s or n in ('partial','twice')) and len(learn.opt.param_lists)==2
+        if n in named: assert learn.opt.param_lists[1][0] is learn.model[0].weight
         assert b'fastkd' not in (tmp_path/f'{n}.pkl').read_bytes()
     files = [str(tmp_path/f'{n}.pkl') for n in splitters]
     out = subprocess.run([sys.executable, '-c', load, *files], capture_output=True, text=True, cwd=tmp_path)
-    assert out.stdout.splitlines()==['body_head.pkl (2, 2) 1', 'partial.pkl (2, 2) None', 'split_at.pkl (2, 2) 1'], out.stderr
+    assert out.stdout.splitlines()==[f'{n}.pkl (2, 2) 1' for n in splitters], out.stderr

@@ -1,4 +1,5 @@
 "An interrupted fit continues as if nothing had happened: same weights, same table, whatever else is trained"
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 
@@ -85,6 +86,27 @@ def test_finished_fit_is_loaded_and_not_repeated(tmp_path):
     eq(torch.rand(1), after)  # what follows a fit is the same, too
     eq(learn.recorder.hps, whole.recorder.hps)
     assert not learn.model.training
+
+@pytest.mark.parametrize('at', [None, 1])
+def test_only_a_finished_fit_says_that_nothing_is_trained(at, tmp_path, capsys):
+    "One that continues in its second epoch or its second half, says nothing"
+    def tune(learn, cbs): learn.fine_tune(2, 1e-2, freeze_epochs=1, cbs=cbs)
+    stop = [] if at is None else [Callback(after_backward=lambda cb: exec('raise KeyboardInterrupt') if (cb.n_epoch,cb.epoch)==(2,at) else None)]
+    with nullcontext() if at is None else pytest.raises(KeyboardInterrupt): tune(fresh(tmp_path), [Resume('a'), *stop])
+    tune(fresh(tmp_path, seed=7), [Resume('a')])
+    eq(capsys.readouterr().out.count('a.pth\', 2 epochs: nothing is trained'), int(at is None))
+
+@pytest.mark.parametrize('at', [0, 1, 2])
+@pytest.mark.parametrize('new', [False, True])
+def test_history_counts_an_interrupted_fit_once(at, new, tmp_path):
+    learn = fresh(tmp_path)
+    learn.add_cb(kd(learn))
+    with pytest.raises(KeyboardInterrupt): learn.fit(3, 1e-2, cbs=[Resume('a'), Stop(at)])
+    if new:
+        learn = fresh(tmp_path, seed=7)
+        learn.add_cb(kd(learn))
+    learn.fit(3, 1e-2, cbs=Resume('a'))
+    eq(learn.knowledge_distillation.history[['fit','epoch']].values.tolist(), [[0,0],[0,1],[0,2]])
 
 def test_table_shows_the_rows_of_skipped_epochs_with_their_times(tmp_path, monkeypatch):
     monkeypatch.setattr('time.time', lambda: 0.)  # the clock stands still, so a slow machine shows the same times
