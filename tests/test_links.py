@@ -63,5 +63,6 @@ def test_what_is_wrong_is_found(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), 'root', tmp_path)
     (tmp_path/'b.md').write_text("# One\n```\n# no heading\n[no link](nowhere.md)\n```\n## Two\n## Two\n")
     page = tmp_path/'a.md'
-    page.write_text("[x](b.md) [x](b.md#two-1) ![p](p.png) [x](b.md#no-heading) `[x](c.md)` [x](https://a.b/c) [x](#here)\n# Here\n[x](#there) <img src=\"q.png\">")
+    page.write_text("[x](b.md) [x](b.md#two-1) ![p](p.png) [x](b.md#no-heading) `[x](c.md)` [x](https://a.b/c) [x](#here)\n"
+                    "# Here\n[x](#there) <img src=\"q.png\">")
     assert [o.split(':')[0] for o in faults(page)] == ['p.png','b.md#no-heading','#there','q.png']

@@ -5,13 +5,16 @@ import ast, re
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 root = Path(__file__).parents[1]
 page = root/'nbs/troubleshooting.md'
 files = [o for o in sorted((root/'fastkd').rglob('*.py')) if o.stem not in ('_modidx', '__main__')]
 listed = 'verdicts', 'expectations' # functions that return a list of warnings
 passed_on = 'text', 'o' # variables with a warning that comes from elsewhere
 sections = { # where a message appears, by the beginning of the path of its module; the first that fits
-    'training/checkpoint': 'Checkpoints', 'training/resume': 'Checkpoints', 'training/trained': 'Checkpoints', 'schemes/runs': 'Checkpoints',
+    'training/checkpoint': 'Checkpoints', 'training/resume': 'Checkpoints', 'training/trained': 'Checkpoints',
+    'schemes/runs': 'Checkpoints',
     'training/expect': 'Warnings', 'training/': 'Starting a fit', 'teachers/': 'Teachers', 'losses/': 'Losses', 'models/': 'Layers',
     'schemes/trial': '`trial`', 'schemes/runner': '`trial`', 'schemes/methods': '`trial`', 'schemes/': 'Other ways to train',
     'evaluation/compare': '`compare`', 'evaluation/statistics': '`compare`', 'evaluation/scoring': 'Metrics',
@@ -28,7 +31,8 @@ def functions(): return {o.name: o for f in files for o in ast.walk(tree(f)) if 
 def values(name, *scopes):
     "What is assigned to `name` in the first of `scopes` that assigns anything to it"
     for scope in filter(None, scopes):
-        res = [n.value for n in ast.walk(scope) if isinstance(n, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in n.targets)]
+        assigned = [n for n in ast.walk(scope) if isinstance(n, ast.Assign)]
+        res = [n.value for n in assigned if any(isinstance(t, ast.Name) and t.id == name for t in n.targets)]
         if res: return res
     return []
 
@@ -37,7 +41,8 @@ def texts(o, scope=None, module=None):
     def again(v): return texts(v, scope, module)
     if isinstance(o, ast.Constant): return [o.value] if isinstance(o.value, str) else []
     if isinstance(o, ast.JoinedStr): return [''.join(map(lambda v: _part(v, scope), o.values))]
-    if isinstance(o, ast.BinOp) and isinstance(o.op, ast.Add): return [a+b for a in again(o.left) or ['…'] for b in again(o.right) or ['…']]
+    if isinstance(o, ast.BinOp) and isinstance(o.op, ast.Add):
+        return [a+b for a in again(o.left) or ['…'] for b in again(o.right) or ['…']]
     if isinstance(o, ast.IfExp): return again(o.body) + again(o.orelse)
     if isinstance(o, ast.Name): return [t for v in values(o.id, scope, module) if not isinstance(v, ast.Name) for t in texts(v, None, None)]
     if not isinstance(o, ast.Call): return []
@@ -103,14 +108,17 @@ def on_page():
     return res
 
 def code(text): return f'`` {text} ``' if '`' in text else f'`{text}`'
-def missing(): return [f"{section(ms[0])} ({', '.join(sorted(set(ms)))})\n| {code(k)} | CAUSE | REMEDY |" for k,ms in in_source().items() if k not in on_page()]
+def row(k, modules): return f"{section(modules[0])} ({', '.join(sorted(set(modules)))})\n| {code(k)} | CAUSE | REMEDY |"
+def missing(): return [row(k, ms) for k,ms in in_source().items() if k not in on_page()]
 def gone(): return [k for k in on_page() if k not in in_source()]
 
 def test_every_message_is_on_the_page():
-    assert not missing(), "complete these rows of nbs/troubleshooting.md (`python tests/test_troubleshooting.py` prints them):\n" + '\n'.join(missing())
+    advice = "complete these rows of nbs/troubleshooting.md; `python tests/test_troubleshooting.py` prints them:"
+    if rows := missing(): pytest.fail('\n'.join([advice, *rows]), pytrace=False)
 
 def test_no_row_is_left_of_a_message_that_is_gone():
-    assert not gone(), "remove these rows of nbs/troubleshooting.md, or change their text:\n" + '\n'.join(gone())
+    advice = "remove these rows of nbs/troubleshooting.md, or change their text:"
+    if rows := gone(): pytest.fail('\n'.join([advice, *rows]), pytrace=False)
 
 def test_rows_are_complete_and_in_a_section_that_is_known():
     for k,(head,cause,remedy) in on_page().items():
@@ -141,8 +149,8 @@ def verdicts(n): return [f"the teacher has {n} heads; too many"]
     finally:
         files.remove(file)
         functions.cache_clear()
-    assert found == ['too many (…) of these items', '… is not right but these got … items', 'path=… is no file', 'there is no path at all',
-                     'There are … of them. Take fewer', None, 'the teacher has … heads']
+    assert found == ['too many (…) of these items', '… is not right but these got … items', 'path=… is no file',
+                     'there is no path at all', 'There are … of them. Take fewer', None, 'the teacher has … heads']
 
 if __name__ == '__main__':
     if o := missing(): print("Missing: complete each row, and add it to its section of nbs/troubleshooting.md.\n", *o, sep='\n')
