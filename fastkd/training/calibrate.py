@@ -10,7 +10,7 @@ import math, torch
 from fastai.torch_core import to_device
 from ..losses.soft_targets import AutoT
 from ..models.reading import keep_rng, plain_tensors
-from ..teachers.calibrate import fit_temperature, softening
+from ..teachers.calibrate import fit_temperature, n_needed, softening
 from ..teachers.teacher import merge_logits
 from .checks import events_before, others_kept
 from .objective import as_two
@@ -64,15 +64,16 @@ def fit_temperatures(
     teachers, # `Teachers`, bound to its data
     i:int=0, # which of the targets
 )->int: # number of labels that the teachers were calibrated on
-    "Calibrate the teachers, and choose the temperatures of losses with `T='auto'`; without labels, they stay 1 and 4"
+    "Calibrate the teachers, and choose the temperatures of losses with `T='auto'`; with fewer than 50 labels, they are 1 and 4"
     auto = [l for l in objective.terms if isinstance(getattr(l, 'T', None), AutoT)]
     found = _labelled(learn, teachers, objective.task, i) if objective.calibrated or auto else None
     for l in auto: l.T.value = AutoT().value
     teachers.temperature = 1.
-    if not found: return 0
-    if objective.calibrated: teachers.temperature = fit_temperature(*found)
-    for l in auto: l.T.value = softening(found[0]/(teachers.temperature if l.calibrated else 1.))
-    return int((found[1] >= 0).sum()) if objective.calibrated else 0
+    n = int((found[1] >= 0).sum()) if found else 0
+    if objective.calibrated and n: teachers.temperature = fit_temperature(*found)
+    for l in auto if n >= n_needed else ():
+        l.T.value = softening(found[0]/(teachers.temperature if l.calibrated else 1.))
+    return n
 
 def _labelled(learn, teachers, task, i):
     "Logits (N, C) and labels (N,) of validation items, or None"

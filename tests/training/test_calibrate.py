@@ -5,7 +5,7 @@ from fastai.vision.all import *
 
 from fastkd.losses.batch import DIST
 from fastkd.losses.soft_targets import SoftTarget
-from fastkd.teachers.calibrate import fit_temperature
+from fastkd.teachers.calibrate import fit_temperature, softening
 from fastkd.teachers.teacher import Teacher, Teachers
 from fastkd.training.calibrate import calibrated_temperature
 from fastkd.training.callback import KnowledgeDistillation
@@ -43,7 +43,8 @@ def kl(z, zt, T=4.): return T**2*F.kl_div((z/T).log_softmax(1), (zt/T).softmax(1
 def test_the_default_divides_the_teachers_logits_by_the_temperature_that_fits_the_validation_labels(dls, teacher):
     tau = fit_temperature(*valid_logits(dls, teacher))
     assert tau > 1.5
-    learn = student(dls, cbs=[KnowledgeDistillation(teacher, weight=1.), Losses(teacher, lambda z,t: kl(z, t/tau))])
+    T = softening(valid_logits(dls, teacher)[0]/tau)
+    learn = student(dls, cbs=[KnowledgeDistillation(teacher, weight=1.), Losses(teacher, lambda z,t: kl(z, t/tau, T))])
     learn.fit(2, 1e-3)
     seen = learn.losses.seen
     np.testing.assert_allclose(*zip(*seen), rtol=1e-4)
@@ -75,7 +76,8 @@ def test_summary_says_what_is_done(dls, teacher):
     text = student(dls, cbs=KnowledgeDistillation(teacher)).knowledge_distillation.summary()
     tau = fit_temperature(*valid_logits(dls, teacher))
     assert f'Calibration: logits divided by {tau:.3g}, which fits 80 validation labels best; SoftTarget() leaves them as they are' in text
-    assert 'SoftTarget(T=4.0, standardize=False, weight=1.0, calibrated=True)' in text
+    assert "SoftTarget(T='auto', standardize=False, weight=1.0, calibrated=True)" in text
+    assert f'Temperature: {softening(valid_logits(dls, teacher)[0]/tau):.3g}, chosen from 1 to 4' in text
 
 def test_classes_that_the_teacher_lacks_do_not_count(dls, teacher):
     two = Teacher(Times(seeded(cnn, 8, 16, n_out=2), 3.), vocab=['c','a'], class_map={'a':'a','c':'c'})
@@ -131,3 +133,43 @@ def test_no_random_number_is_used_up_and_nothing_is_trained(dls, teacher):
 def test_other_tasks_have_no_temperature(dls, teacher):
     learn = student(dls)
     for f in MSELossFlat(),BCEWithLogitsLossFlat(): eq(calibrated_temperature(learn, Teachers(teacher), task_of(f)), (1.,0))
+
+# T='auto'
+def entropy(z): return -(z.softmax(1)*z.log_softmax(1)).sum(1).mean().item()
+
+@pytest.mark.parametrize('scale,T', [(30., 4.), (.05, 1.), (1., None)])
+def test_the_temperature_makes_the_teacher_half_as_uncertain_as_guessing(scale, T):
+    z = scale*torch.randn(400, 5, generator=torch.Generator().manual_seed(0))*3
+    got = softening(z)
+    if T is None: assert 1 < got < 4 and abs(entropy(z/got) - math.log(5)/2) < 1e-3
+    else: eq(got, T)
+
+@pytest.mark.parametrize('z', [torch.zeros(0,3), torch.zeros(4,1), torch.full((4,3), float('nan'))])
+def test_nothing_to_measure(z): eq(softening(z), 4.)
+
+def test_with_fewer_than_50_labels_it_stays_4(teacher):
+    few = image_dls(n=96)  # 32 for validation
+    learn = student(few, cbs=[KnowledgeDistillation(teacher, weight=1.), Losses(teacher, kl)])
+    learn.fit(1, 1e-3)
+    np.testing.assert_allclose(*zip(*learn.losses.seen), rtol=1e-4)
+
+def test_auto_without_calibration(dls, teacher):
+    T = softening(valid_logits(dls, teacher)[0])
+    learn = student(dls, cbs=[KnowledgeDistillation(teacher, SoftTarget('auto'), weight=1.), Losses(teacher, lambda z,t: kl(z, t, T))])
+    learn.fit(1, 1e-3)
+    np.testing.assert_allclose(*zip(*learn.losses.seen), rtol=1e-4)
+
+def test_another_learner_has_another_temperature(dls, teacher):
+    "The callback moves: nothing of the first fit is left"
+    kd = KnowledgeDistillation(teacher)
+    learn = student(dls, cbs=kd)
+    kd.summary()
+    first = kd.terms[0].T.value
+    few = student(image_dls(n=96), cbs=kd)
+    kd.summary()
+    assert first < 4 and kd.terms[0].T.value == 4
+
+def test_a_number_is_still_a_number():
+    eq(SoftTarget(2).T, 2)
+    eq(repr(SoftTarget('auto')), "SoftTarget(T='auto', standardize=False, weight=1.0)")
+    with pytest.raises(TypeError, match='give a number'): SoftTarget('automatic')
