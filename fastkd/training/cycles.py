@@ -63,7 +63,7 @@ def _check_sizes(n, step, tail):
     "ValueError if `step` or `tail` don't fit into a training of `n` iterations"
     if check_param('step_size', step) < 1: raise ValueError(f"step_size={step}: half a cycle needs one iteration or more")
     if step > n:
-        raise ValueError(f"step_size={step:g}: the training has only {n} iterations, so the rate would never reach max_lr: choose a smaller one")
+        raise ValueError(f"step_size={step:g}: the training has only {n} iterations, too few to reach max_lr: choose a smaller one")
     if tail is None: return
     if check_count('tail', tail) > min(n, 2*step):
         raise ValueError(f"tail={tail}: a cycle has only {min(n, 2*step):g} iterations: choose a smaller tail, or a larger step_size")
@@ -91,8 +91,8 @@ def clr_schedule(
 def _rates(name, v):
     try: res = np.asarray(v, dtype=float)
     except (TypeError,ValueError): res = np.array(math.nan)
-    if not (np.isfinite(res) & (res>=0)).all(): raise ValueError(f"{name}={getattr(v, 'tolist', lambda: v)()!r}: give finite numbers, 0 or more")
-    return res
+    if (np.isfinite(res) & (res>=0)).all(): return res
+    raise ValueError(f"{name}={getattr(v, 'tolist', lambda: v)()!r}: give finite numbers, 0 or more")
 
 # %% ../../nbs/training/18_cycles.ipynb #911100ac
 def _group_rates(opt, name, v):
@@ -107,7 +107,8 @@ def _group_rates(opt, name, v):
 def _check_moms(moms):
     "Raise if `moms` is not None or a pair of momenta"
     if moms is None: return
-    if not isinstance(moms, (tuple,list)) or len(moms) != 2: raise ValueError(f"moms={moms!r}: pass the momentum at base_lr and at max_lr, such as (.95, .85)")
+    if not isinstance(moms, (tuple,list)) or len(moms) != 2:
+        raise ValueError(f"moms={moms!r}: pass the momentum at base_lr and at max_lr, such as (.95, .85)")
     for o in moms: check_param('moms', o, 0., 1.)
 
 class CycleScheduler(ParamScheduler):
@@ -136,7 +137,8 @@ class CycleScheduler(ParamScheduler):
 
     def _step(self, n_batches, n_iter):
         "Iterations in half a cycle; ValueError if the cycles don't fit into the fit"
-        if self.step_size is None and n_batches < 2: raise ValueError("step_size=None: an epoch of 1 batch has no room for a cycle: pass step_size")
+        if self.step_size is None and n_batches < 2:
+            raise ValueError("step_size=None: an epoch of 1 batch has no room for a cycle: pass step_size")
         step = n_batches/2 if self.step_size is None else self.step_size
         _check_sizes(n_iter, step, self.kwargs.get('tail'))
         if self.n_cycles and self.n_cycles*2*step > n_iter:
@@ -195,7 +197,8 @@ def plot_schedule(self:Learner,
     n = next((c.n_train for c in [*L(cbs), *self.cbs] if isinstance(c, ShortEpochs)), None) or len(self.dls.train)
     values = CycleScheduler(base_lr, max_lr, **kwargs).values(self.opt, n, n*n_epoch)
     ax = ax or plt.subplots(figsize=(7,3))[1]
-    ax.plot(_held(values['lr'], n*n_epoch))
+    lines = ax.plot(_held(values['lr'], n*n_epoch))
+    if len(lines) > 1: ax.legend(lines, [f'group {i}' for i in range(len(lines))])
     ax.set(xlabel='iteration', ylabel='learning rate')
     if 'mom' in values:
         right = ax.twinx()

@@ -188,10 +188,11 @@ def test_the_plot_takes_axes_and_momentum_and_short_epochs():
 @pytest.mark.parametrize('kwargs,message', [
     (dict(mode='triangle'), "mode='triangle'"), (dict(step_size=13), 'step_size=13: the training has only 12 iterations'),
     (dict(step_size=.5), 'step_size=0.5'), (dict(step_size=-1), 'step_size=-1'), (dict(step_size=float('nan')), 'step_size=nan'),
-    (dict(tail=5), 'tail=5: a cycle has only 4 iterations'), (dict(tail=0), 'tail=0'), (dict(step_size=12, tail=13), 'tail=13: a cycle has only 12'),
+    (dict(tail=5), 'tail=5: a cycle has only 4 iterations'), (dict(tail=0), 'tail=0'), (dict(step_size=12, tail=13), 'tail=13'),
     (dict(n_cycles=4), 'n_cycles=4 of 4 iterations: the training has only 12'), (dict(n_cycles=0), 'n_cycles=0'),
     (dict(gamma=.9), 'gamma=0.9 has no effect'), (dict(mode='exp_range', gamma=-1), 'gamma=-1'),
-    (dict(scale_fn=lambda c: c, mode='sinus'), "replaces mode='sinus'"), (dict(scale_mode='iterations'), "scale_mode='iterations' has no effect"),
+    (dict(scale_fn=lambda c: c, mode='sinus'), "replaces mode='sinus'"),
+    (dict(scale_mode='iterations'), "scale_mode='iterations' has no effect"),
     (dict(scale_fn=lambda c: c, scale_mode='cycles'), "scale_mode='cycles'"), (dict(scale_fn=lambda c: -1.), 'scale_fn returns -1.0 for 1'),
     (dict(scale_fn=lambda c: 1/(c-2) if c!=2 else float('nan')), 'scale_fn returns -1.0 for 1'), (dict(moms=.9), 'moms=0.9'),
     (dict(moms=(.9,1.5)), 'moms=1.5'), (dict(base_lr=1.), 'is above max_lr'), (dict(max_lr=float('inf')), r'max_lr=\[inf\]'),

@@ -275,7 +275,9 @@ def test_losses_with_a_memory_of_items_get_their_numbers():
     found = []
     class Numbers(Callback):
         order,run_valid = 70,False
-        def after_pred(self): found.append((item_numbers(self.learn.dl, self.iter, len(self.xb[0])).tolist(), self.xb[0].flatten().int().tolist()))
+        def after_pred(self):
+            x = self.xb[0]
+            found.append((item_numbers(self.learn.dl, self.iter, len(x)).tolist(), x.flatten().int().tolist()))
     learn = counting(n=10, cbs=[ShortEpochs(5), Numbers()])
     learn.fit(3)
     assert len(found) == 15 and all(a == b for a,b in found)
