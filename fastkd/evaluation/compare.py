@@ -19,7 +19,7 @@ from .masks import agreement
 from .predictions import item_loader, untouched
 from .scoring import as_metrics, is_prob, row_scorer, task_kind
 from .statistics import bootstrap, ece, mcnemar, nll
-from ..models.layers import did_you_mean, unwrap
+from ..models.layers import asks_back, did_you_mean, unwrap
 from ..models.reading import eval_mode, first_tensor, keep_rng, model_output, probing
 
 # %% ../../nbs/evaluation/06_compare.ipynb #4041539c
@@ -446,6 +446,7 @@ def _place(model):
     device = _device(model)
     return torch.cuda.get_device_name(device) if device.type == 'cuda' else f"{device.type.upper()}, threads: {torch.get_num_threads()}"
 
+@asks_back
 def compare(
     models:dict, # names and models: a `Learner`, a module that returns logits, or a list of them (seeds of one architecture)
     dl:DataLoader=None, # labelled items, read with a learner's own transforms; None: each learner's validation set, with the same items

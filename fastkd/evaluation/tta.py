@@ -9,6 +9,7 @@ __all__ = ['mix_preds', 'TTAEvaluator', 'test_time_aug']
 from numbers import Integral, Real
 
 from fastai.basics import *
+from ..models.layers import asks_back
 from .passes import CachedLoader, Passes
 from .scoring import as_metrics, metric_value
 from .selection import EvalItems, is_exclusive, only_classes
@@ -30,6 +31,7 @@ def mix_preds(
 class TTAEvaluator(GetAttr):
     "Test-time augmentation of `learn` for any number of passes in one run, bit-identical to `learn.tta(n=k)`"
     _default = 'items'
+    @asks_back
     def __init__(self,
         learn:Learner, # its model is only read
         dl:DataLoader=None, # N items, for example `learn.dls.test_dl(files)`; None: the validation set
@@ -123,6 +125,7 @@ def _check_n(n):
     raise ValueError(f"the number of augmentations is {n!r}: give an integer, 0 for plain predictions")
 
 # %% ../../nbs/evaluation/04_tta.ipynb #df5fcb7a
+@asks_back
 def test_time_aug(
     learner:Learner, # its model is only read
     test_dataloader:DataLoader, # N items, with or without labels

@@ -22,6 +22,10 @@ def as_pairs(
     advice = "give a list of names, or a list of (student_name, teacher_name)"
     if not isinstance(layers, (list,tuple)): raise TypeError(f"layers={layers!r}: {advice}")
     if not layers: raise ValueError(f"layers={layers!r} is empty: {advice}, or None to pair layers automatically")
+    if isinstance(layers, tuple) and _is_pair(layers):
+        a,b = layers
+        raise ValueError(f"layers={layers!r} can mean two things: give [{a!r}, {b!r}] for two layers, each with the teacher's layer of "
+                         f"the same name, or [({a!r}, {b!r})] for one pair of the student's {a!r} and the teacher's {b!r}")
     res = [(o,o) if isinstance(o, str) else o for o in layers]
     for o in res:
         if not _is_pair(o): raise TypeError(f"layers contains {o!r}: {advice}")
@@ -46,6 +50,10 @@ class FeatureLoss(DistillationLoss):
     ):
         super().__init__(func, weight, **hypers)
         self.layers = as_pairs(layers)
+
+    def shown(self):
+        layers = [a if a==b else (a,b) for a,b in self.layers or ()]
+        return ([f'layers={layers}'] if layers else []) + super().shown()
 
     def choose(self, pairs:list): # (student_name, teacher_name), from input to output
         "The automatic `pairs` that this loss uses"

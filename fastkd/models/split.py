@@ -30,6 +30,7 @@ class Splitter:
         **kwargs # Arguments, as in `body_head(head='fc')`
     ):
         "The parameter groups of `model`, or a splitter with these arguments"
+        check_keywords(self.func, kwargs)
         kwargs = {**self.kwargs, **kwargs}
         if model is not None and kwargs == self.kwargs: return self.func(model, **kwargs)
         res = Splitter(self.func, **kwargs)
@@ -107,6 +108,7 @@ def _starts(model, names):
         res.append(start)
     return res
 
+@asks_back
 def split_at(
     *names # Layers at which a new group begins, in the order of the model
 ): # Splitter with `len(names)+1` groups

@@ -18,7 +18,7 @@ from fastai.learner import Learner
 from fastcore.basics import listify, patch
 from ..losses.base import check_count, check_param
 from ..losses.soft_targets import BinarySoftTarget, Logits, SoftTarget
-from ..models.layers import unwrap
+from ..models.layers import asks_back, unwrap
 from ..teachers.teacher import merge_logits, Teachers
 from ..training.callback import KnowledgeDistillation
 from ..training.resume import Resume, resume_cbs
@@ -155,6 +155,7 @@ def _train_steps(steps, teacher, what, step_fit):
     return learners,rows
 
 # %% ../../nbs/schemes/02_generations.ipynb #edbeb46f
+@asks_back
 def distill_chain(
     teacher, # a trained `Learner`, nn.Module, `Teacher`, or a list of them
     makes:list, # functions that each return a fresh `Learner`, from the largest to the student
@@ -176,6 +177,7 @@ def distill_chain(
     return Generations(*_train_steps(steps, teacher, 'Step', step_fit))
 
 # %% ../../nbs/schemes/02_generations.ipynb #b503dac6
+@asks_back
 def born_again(
     make, # function that returns a fresh `Learner`, with the same architecture each time
     n_epoch:int, # epochs per generation

@@ -9,7 +9,7 @@ __all__ = ['ema_update', 'MeanTeacher']
 from contextlib import contextmanager
 import torch
 from ..losses.base import check_param
-from ..models.layers import unwrap
+from ..models.layers import asks_back, unwrap
 from ..models.reading import copy_model
 from ..training.callback import KnowledgeDistillation
 from torch import nn
@@ -32,6 +32,7 @@ def ema_update(
 class MeanTeacher(KnowledgeDistillation):
     "The teacher is a moving average of the student (Tarvainen & Valpola, 1703.01780); ValueError if `decay` is not from 0 to below 1"
     _shared = ()
+    @asks_back
     def __init__(self,
         decay:float=.999, # share of the average that is kept at each step, 0 to below 1
         loss=None, # as for `KnowledgeDistillation`

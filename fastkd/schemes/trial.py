@@ -11,7 +11,7 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from fastprogress.fastprogress import progress_bar
 from ..evaluation.scoring import lower_is_better
-from ..models.layers import unwrap
+from ..models.layers import asks_back, unwrap
 from ..models.reading import keep_rng, warn_user
 from .outcome import outcome_table, plot_outcome, verdict
 from .runner import prepare, Runner
@@ -104,6 +104,7 @@ def _train_all(runner, finished, note, has_bar):
         raise
     return Trial(runner, finished, note)
 
+@asks_back
 def trial(
     make, # function that returns a fresh student `Learner`
     teacher, # a trained `Learner`, nn.Module, `Teacher`, or a list of them; None: if no method needs one

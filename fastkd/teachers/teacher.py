@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import torch, torch.nn.functional as F
 from fastai.learner import Learner
 from fastcore.basics import first, getcallable, listify
-from ..models.layers import unwrap
+from ..models.layers import asks_back, unwrap
 from ..models.reading import eval_mode, first_items, keep_buffers, map_tensors, model_output, model_outputs, probing, tensors_in
 from .classes import class_columns, class_names
 from .inputs import InputMap
@@ -69,6 +69,7 @@ def _wrong_channels(name, n, x):
 
 class Teacher:
     "`source`, a `Learner` or a module, as a frozen predictor for the student's inputs and classes; TypeError for anything else"
+    @asks_back
     def __init__(self,
         source, # `Learner` or `nn.Module`
         norm=None, # (mean, std) that its images are normalised with; None: a Learner's own, or else the student's
@@ -100,6 +101,11 @@ class Teacher:
     def loss_func(self): return self.source.loss_func if isinstance(self.source, Learner) else None
     @property
     def name(self): return f"{'Learner' if self.t_dls is not None else 'module'} {type(self.model).__name__}"
+    def __repr__(self):
+        norm = self.norm and tuple([round(v, 4) for v in o.flatten().tolist()] for o in self.norm)
+        given = dict(norm=norm, size=self.size, vocab=self.vocab, class_map=self.class_map, inputs=self.input_map.inputs)
+        return f"Teacher({', '.join([self.name, *(f'{k}={_short(v)}' for k,v in given.items() if v)])})"
+
     @property
     def norm(self): return self.input_map.norm
     @property

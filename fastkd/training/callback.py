@@ -8,6 +8,8 @@ __all__ = ['KnowledgeDistillation']
 # %% ../../nbs/training/00_callback.ipynb #57697193
 from fastai.callback.mixup import MixHandler
 from fastcore.basics import PrettyString, merge
+from ..losses.base import value_text
+from ..models.layers import asks_back
 from ..teachers.teacher import Teachers
 from .attached import check_only_one
 from .calibrate import fit_temperatures
@@ -39,6 +41,7 @@ class KnowledgeDistillation(SavesAdapters):
     off,weight,hard_weight,losses,terms,task = (_passed_on('objective', o) for o in ('off','weight','hard_weight','losses','terms','task'))
     features,learnt,adapter_opt = (_passed_on('trained', o) for o in ('features','learnt','opt'))
     rows = _passed_on('records', 'rows')
+    @asks_back
     def __init__(self,
         teacher=None, # Learner, nn.Module, `Teacher`, or a list of them (an ensemble); None: if no loss needs one, as `TeacherFree`
         loss=None, # a loss, a list of losses, a class, a partial or a function of (pred, teacher_pred); None: by the student's task
@@ -227,6 +230,12 @@ class KnowledgeDistillation(SavesAdapters):
         self.checks_heads,self.fresh = False,True
 
     # For users
+    def __repr__(self):
+        w,h = self.weight,self.hard_weight
+        losses = 'by the task' if self.losses is None else self.losses[0] if len(self.losses) == 1 else self.losses
+        return (f"{type(self).__name__}({', '.join(map(repr, self.teachers)) or 'no teacher'}, loss={losses}, weight={value_text(w)}"
+                + ('' if h is None else f', hard_weight={value_text(h)}') + ')')
+
     @property
     def history(self):
         "DataFrame, a row per epoch: `task_loss`, each term times its weight, their sum `kd_loss`, `total_loss`, the mean weights"
