@@ -142,7 +142,8 @@ class CycleScheduler(ParamScheduler):
         step = n_batches/2 if self.step_size is None else self.step_size
         _check_sizes(n_iter, step, self.kwargs.get('tail'))
         if self.n_cycles and self.n_cycles*2*step > n_iter:
-            raise ValueError(f"n_cycles={self.n_cycles} of {2*step:g} iterations: the training has only {n_iter}: choose fewer or more epochs")
+            raise ValueError(f"n_cycles={self.n_cycles} of {2*step:g} iterations: the training has only {n_iter}: "
+                             "choose fewer cycles, or train for more epochs")
         return step
 
     def before_train(self):
