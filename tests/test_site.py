@@ -63,6 +63,7 @@ def _mixes(nb):
     for c in json.loads(nb.read_text())['cells']:
         src = ''.join(c['source'])
         if c['cell_type'] != 'code' or re.search(r'^#\| *export', src, re.M): continue
+        src = re.sub(r'^[!%].*', '', src, flags=re.M)  # commands of the shell and of IPython
         kinds = {isinstance(o, (ast.Import,ast.ImportFrom)) for o in ast.parse(src).body}
         if kinds == {True,False}: return True
 

@@ -10,7 +10,7 @@ import pytest
 root = Path(__file__).parents[1]
 page = root/'nbs/troubleshooting.md'
 files = [o for o in sorted((root/'fastkd').rglob('*.py')) if o.stem not in ('_modidx', '__main__')]
-listed = 'verdicts', 'expectations' # functions that return a list of warnings
+listed = 'verdicts', 'expectations', 'other_tasks', 'odd_values', '_too_large' # functions that return a list of warnings
 passed_on = 'text', 'o' # variables with a warning that comes from elsewhere
 sections = { # where a message appears, by the beginning of the path of its module; the first that fits
     'training/checkpoint': 'Checkpoints', 'training/resume': 'Checkpoints', 'training/trained': 'Checkpoints',
@@ -70,14 +70,19 @@ def makes_message(f):
     "Does a call of `f` create an error or show a warning?"
     if isinstance(f, ast.Call): return getattr(f.func, 'id', '') == 'type'  # type(e)(…)
     n = getattr(f, 'id', getattr(f, 'attr', ''))
-    return n.endswith(('Error', 'Warning')) or n in ('warn', 'warn_user')
+    return n.endswith(('Error', 'Warning')) or n in ('warn', 'warn_user') or n == 'append' and getattr(f.value, 'attr', '') == 'warnings'
+
+def entries(o):
+    "What is in the list that `o` makes, or what `o` appends to one"
+    if isinstance(o, ast.List): return o.elts
+    return o.args if isinstance(o, ast.Call) and getattr(o.func, 'attr', '') == 'append' else []
 
 def messages(file):
     "(line, text) of each error and warning in `file`; the text is None if it cannot be found by reading the source"
     def walk(o, scope):
         for n in ast.iter_child_nodes(o):
             if isinstance(n, ast.FunctionDef) and n.name in listed:
-                yield from ((n.lineno, t) for l in ast.walk(n) if isinstance(l, ast.List) for e in l.elts for t in texts(e, n, tree(file)))
+                yield from ((n.lineno, t) for l in ast.walk(n) for e in entries(l) for t in texts(e, n, tree(file)))
             if isinstance(n, ast.Call) and makes_message(n.func):
                 found = next(filter(None, (texts(a, scope, tree(file)) for a in n.args)), [])
                 yield from ((n.lineno, t) for t in found)
@@ -142,6 +147,8 @@ def f(n, e):
     if n > 2: warn_user(_note.format(n=n))
     if n > 1: raise SomeError(n)
 def verdicts(n): return [f"the teacher has {n} heads; too many"]
+def odd_values(n, res): res.append(f"a loss of {n} is odd: check it")
+def g(o, n): o.warnings.append(f"the data of {n} is other data")
 """)
     functions.cache_clear()
     files.append(file)
@@ -149,8 +156,9 @@ def verdicts(n): return [f"the teacher has {n} heads; too many"]
     finally:
         files.remove(file)
         functions.cache_clear()
-    assert found == ['too many (…) of these items', '… is not right but these got … items', 'path=… is no file',
-                     'there is no path at all', 'There are … of them. Take fewer', None, 'the teacher has … heads']
+    assert found == ['too many (…) of these items', '… is not right but these got … items', 'path=… is no file', 'there is no path at all',
+                     'There are … of them. Take fewer', None, 'the teacher has … heads', 'a loss of … is odd',
+                     'the data of … is other data']
 
 if __name__ == '__main__':
     if o := missing(): print("Missing: complete each row, and add it to its section of nbs/troubleshooting.md.\n", *o, sep='\n')
