@@ -112,7 +112,7 @@ def _as_size(size):
     "`size` as (height, width), or None"
     if isinstance(size, Integral): size = (size,size)
     if size is None: return None
-    if isinstance(size, str) or not hasattr(size, '__len__') or len(size) not in (2,3) or not all(isinstance(o, Integral) and o > 0 for o in size):
+    if not hasattr(size, '__len__') or len(size) not in (2,3) or not all(isinstance(o, Integral) and o > 0 for o in size):
         raise ValueError(f"size={size!r}: give pixels, an int or (height, width), of volumes (depth, height, width)")
     return tuple(size)
 
