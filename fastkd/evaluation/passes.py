@@ -56,7 +56,7 @@ class CachedLoader:
             with keep_rng(): dl._one_pass()
         return dl
 
-# %% ../../nbs/evaluation/03_passes.ipynb #12f061e3
+# %% ../../nbs/evaluation/03_passes.ipynb #42c8f688
 def dihedral_part(
     mat:Tensor, # affine matrix of an item, (2, 3): where each position of the new image comes from
 )->tuple: # signs and positions of the nearest flip or quarter turn, (2, 2); is the matrix just that?
@@ -113,7 +113,7 @@ class FlipBack(Callback):
 
 def _not_undone(names):
     "The warning, with what to do instead"
-    return (f"test-time augmentation moves the images in a way that cannot be undone exactly in the predictions ({', '.join(sorted(names))}), "
+    return (f"test-time augmentation moves the images in a way that cannot be undone exactly ({', '.join(sorted(names))}), "
             "so predictions of different positions are averaged: use transforms that only flip or change colours, such as "
             "aug_transforms(max_rotate=0, max_zoom=1, max_warp=0)")
 

@@ -70,7 +70,9 @@ def value_text(
 )->str:
     "`v` in a few words, for a `repr`"
     if isinstance(v, Real) and not isinstance(v, bool): return f'{v:g}'
-    if isinstance(getattr(v, 'start', None), Real) and hasattr(getattr(v, 'f', None), '__name__'): return f"{''.join(o.title() for o in v.f.__name__.split('_'))}({v.start:g}, {v.end:g})"  # fastai's sched_cos is SchedCos
+    if isinstance(getattr(v, 'start', None), Real) and hasattr(getattr(v, 'f', None), '__name__'):
+        name = ''.join(o.title() for o in v.f.__name__.split('_'))  # fastai's sched_cos is SchedCos
+        return f"{name}({v.start:g}, {v.end:g})"
     return f"schedule from {v(0.):.3g} to {v(1.):.3g}" if inspect.isfunction(v) else repr(v)
 
 def _check_number(name, v, where, low, high, strict):

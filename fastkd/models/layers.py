@@ -74,10 +74,11 @@ def _unknown(name, layers, arg):
     hint = did_you_mean(name, layers)
     return f"{arg}={name!r}: the model has no such layer; {hint}{' ' if hint else ''}`layer_names(model, x)` lists them all"
 
-# %% ../../nbs/models/01_layers.ipynb #756e4d85
+# %% ../../nbs/models/01_layers.ipynb #77af7db0
 _synonyms = {
     'T': 'temperature temp tau', 'weight': 'alpha kd_weight lambda_kd lam lambda_ soft_weight coef loss_weight w',
-    'hard_weight': 'ce_weight task_weight hard_alpha beta', 'teacher_weights': 'weights', 'loss': 'losses loss_func criterion loss_fn kd_loss',
+    'hard_weight': 'ce_weight task_weight hard_alpha beta', 'teacher_weights': 'weights',
+    'loss': 'losses loss_func criterion loss_fn kd_loss',
     'teacher': 'teacher_model teachers teacher_learner', 'layers': 'layer pairs layer_names hooks feature_layers names',
     'p': 'power exponent', 'margin': 'm', 'standardize': 'standardise normalize logit_std', 'calibrated': 'calibrate calibration',
     'norm': 'stats mean_std normalize normalization', 'size': 'sz image_size img_size resize', 'vocab': 'classes class_names labels',
@@ -85,19 +86,23 @@ _synonyms = {
     'decay': 'momentum ema_decay alpha ema', 'dl': 'dataloader test_dl dls loader data', 'y_true': 'targets targs labels y',
     'classes': 'labels class_names', 'pred_classes': 'columns cols', 'use_max': 'max', 'n_augs': 'n n_aug num_augs tta augs',
     'test_dataloader': 'dl test_dl dataloader', 'learner': 'learn', 'learn': 'learner', 'metric': 'metrics', 'metrics': 'metric scores',
-    'n_epoch': 'epochs n_epochs epoch num_epochs', 'lr_max': 'lr max_lr learning_rate', 'seeds': 'n_seeds seed runs n_runs', 'seed': 'seeds',
+    'n_epoch': 'epochs n_epochs epoch num_epochs', 'lr_max': 'lr max_lr learning_rate', 'seeds': 'n_seeds seed runs n_runs',
+    'seed': 'seeds',
     'make': 'make_learner make_student student learn fn', 'makes': 'make_learners students learners', 'cbs': 'callbacks cb',
-    'methods': 'losses loss configs', 'file': 'fname path filename checkpoint', 'models': 'learners learner', 'generations': 'n n_generations',
+    'methods': 'losses loss configs', 'file': 'fname path filename checkpoint', 'models': 'learners learner',
+    'generations': 'n n_generations',
     'reference': 'ref baseline teacher', 'latency': 'batch_sizes bs', 'n_boot': 'n_bootstrap bootstrap', 'mask': 'rows'}
 
-_elsewhere = {
-    'T': ('loss', 'loss=SoftTarget(T={v})'), 'layers': ('loss', 'loss=FitNet(layers={v})'), 'standardize': ('loss', 'loss=SoftTarget(standardize={v})'),
+_elsewhere = {  # wanted: (an argument that the function has, the call that takes what is wanted)
+    'T': ('loss', 'loss=SoftTarget(T={v})'), 'layers': ('loss', 'loss=FitNet(layers={v})'),
+    'standardize': ('loss', 'loss=SoftTarget(standardize={v})'),
     'calibrated': ('loss', 'loss=SoftTarget(calibrated={v})'), 'margin': ('loss', 'loss=ActivationBoundaries(margin={v})'),
     'norm': ('teacher', 'teacher=Teacher(…, norm=…)'), 'size': ('teacher', 'teacher=Teacher(…, size={v})'),
     'vocab': ('teacher', 'teacher=Teacher(…, vocab=…)'), 'class_map': ('teacher', 'teacher=Teacher(…, class_map=…)'),
     'inputs': ('teacher', 'teacher=Teacher(…, inputs={v})'), 'weight': ('methods', "methods={{'name': dict(weight={v})}}"),
-    'loss': ('methods', "methods={{'name': dict(loss=…)}}"), 'n_augs': ('pred_classes', 'TTAEvaluator(…).preds(n) or .curve(n_augs=…)'),
-    'metrics': ('pred_classes', 'TTAEvaluator(…).curve(metrics=…)')}  # wanted: (an argument that the function has, the call that takes it)
+    'loss': ('methods', "methods={{'name': dict(loss=…)}}"),
+    'n_augs': ('pred_classes', 'TTAEvaluator(…).preds(n) or .curve(n_augs=…)'),
+    'metrics': ('pred_classes', 'TTAEvaluator(…).curve(metrics=…)')}
 
 def _wanted(name): return [name] + [k for k,v in _synonyms.items() if name in v.split()]
 

@@ -7,6 +7,7 @@ __all__ = ['norm_stats', 'other_transforms', 'as_stats', 'norm_map', 'input_size
            'InputMap']
 
 # %% ../../nbs/teachers/01_inputs.ipynb #54f6e981
+from numbers import Integral
 import torch, torch.nn.functional as F
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
 from fastai.vision.augment import RandTransform
@@ -127,18 +128,18 @@ def table_map(
 # %% ../../nbs/teachers/01_inputs.ipynb #16d5d820
 def _as_size(size):
     "`size` as (height, width), or None"
-    if isinstance(size, int): size = (size,size)
+    if isinstance(size, Integral): size = (size,size)
     if size is None: return None
-    if len(size) not in (2,3) or min(size)<1:
-        raise ValueError(f"size={size}: give pixels, an int or (height, width), of volumes (depth, height, width)")
+    if not hasattr(size, '__len__') or len(size) not in (2,3) or not all(isinstance(o, Integral) and o > 0 for o in size):
+        raise ValueError(f"size={size!r}: give pixels, an int or (height, width), of volumes (depth, height, width)")
     return tuple(size)
 
 def _as_inputs(inputs):
     "`inputs` as a list of indexes, or None"
     if inputs is None: return None
     if isinstance(inputs, int): inputs = [inputs]
-    if not len(inputs) or not all(isinstance(i, int) and i >= 0 for i in inputs):
-        raise ValueError(f"inputs={inputs}: give the numbers of the student's inputs that the teacher reads, from 0, such as [1]")
+    if not hasattr(inputs, '__len__') or not len(inputs) or not all(isinstance(i, int) and i >= 0 for i in inputs):
+        raise ValueError(f"inputs={inputs!r}: give the numbers of the student's inputs that the teacher reads, from 0, such as [1]")
     return list(inputs)
 
 def _is_image(x): return isinstance(x, Tensor) and x.ndim in (4,5) and x.is_floating_point()

@@ -251,6 +251,8 @@ def _as_list(teacher):
 
 def _as_weights(weights, n):
     "The weights of `n` teachers, scaled to sum to 1"
+    if weights is not None and (isinstance(weights, str) or not hasattr(weights, '__len__')):
+        raise TypeError(f"teacher_weights={weights!r}: give a list with one weight for each teacher")
     ws = [1.]*n if weights is None else list(weights)
     if len(ws) != n:
         raise ValueError(f"teacher_weights={weights}: {len(ws)} for {n} teacher{'s' if n>1 else ''}: give one weight for each teacher")

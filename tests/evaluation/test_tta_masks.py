@@ -22,7 +22,8 @@ def masks_learner(batch_tfms=None, item_tfms=None, h=8, w=8, model=None, loss_fu
     "Random bright rectangles, and masks of them"
     rng = np.random.default_rng(0)
     masks = (rng.random((n,h//2,w//2)) < .3).repeat(2, 1).repeat(2, 2).astype(np.uint8)
-    block = DataBlock((ImageBlock, MaskBlock(['dark','bright'])), splitter=IndexSplitter(range(n)), batch_tfms=batch_tfms, item_tfms=item_tfms,
+    block = DataBlock((ImageBlock, MaskBlock(['dark','bright'])), splitter=IndexSplitter(range(n)),
+                      batch_tfms=batch_tfms, item_tfms=item_tfms,
                       getters=[lambda m: PILImage.create(np.stack([m*255]*3, -1)), lambda m: PILMask.create(m)])
     dls = block.dataloaders([*masks, *masks], bs=5, num_workers=0, device='cpu', shuffle=False)
     learn = Learner(dls, model or Bright(), loss_func=loss_func or CrossEntropyLossFlat(axis=1), metrics=[])
