@@ -81,7 +81,10 @@ def _callback_code(kd):
     hard = [f'hard_weight={as_code(o.hard_weight)}'] if o.hard_weight is not None else []
     factor = getattr(getattr(kd, 'head', None), 'factor', 'auto')
     head = [f'head_lr={factor!r}'] if factor != 'auto' else []
-    args = ['teacher' if len(kd.teachers) else 'None', ('loss', o.terms), f'weight={as_code(o.weight)}', *hard, *head]
+    if (to := getattr(getattr(kd, 'heads', None), 'head', None)) is not None: head.append(f'head={to!r}')
+    others = [h.objective for h in getattr(getattr(kd, 'heads', None), 'items', ())]
+    loss = [p.terms or None for p in (o, *others)] if others else o.terms
+    args = ['teacher' if len(kd.teachers) else 'None', ('loss', loss), f'weight={as_code(o.weight)}', *hard, *head]
     return call_text('kd = KnowledgeDistillation(', args)
 
 def _trial_code(trial):

@@ -297,3 +297,12 @@ def test_mutual_learning_of_models_that_return_two_tensors():
     learn = learner(seeded(Heads, 3, 3), loss, one(), cbs=[MutualLearning(peer, weight=1.), Seen(want)])
     learn.fit(1, 1e-2)
     np.testing.assert_allclose(*zip(*learn.seen.seen), rtol=1e-5)
+
+# The report
+def test_the_code_of_a_report_says_which_output_gets_what():
+    from fastkd.evaluation.recipe import _callback_code
+    t = seeded(Heads, 3, 2, seed=2)
+    learn = learner(seeded(Heads, 3, 2), two_ce(noop), cbs=KnowledgeDistillation(t, [[SoftTarget(T=2)], None]))
+    assert 'loss=[[SoftTarget(T=2, standardize=False, weight=1.0)], None]' in _callback_code(learn.knowledge_distillation)
+    learn = learner(seeded(Deit, pair=False), CrossEntropyLossFlat(), one(), KnowledgeDistillation(seeded(nn.Linear, 6, 3), SoftTarget(), head='head_dist'))
+    assert "head='head_dist'" in _callback_code(learn.knowledge_distillation)
