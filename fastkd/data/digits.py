@@ -74,6 +74,8 @@ def digits_dls(
         train = [(x, y if i in keep else 'unlabelled') for i,(x,y) in enumerate(train) if unlabelled or i in keep]
     train = train*repeat
     tfms = aug_transforms(do_flip=False, max_warp=0, size=size, pad_mode=PadMode.Zeros)
-    block = DataBlock((ImageBlock(PILImageBW), PartialCategoryBlock([str(i) for i in range(10)])), getters=[ItemGetter(0),ItemGetter(1)],
+    block = DataBlock((ImageBlock(PILImageBW), PartialCategoryBlock([str(i) for i in range(10)])),
+                      get_items=lambda _: L(valid+train),  # not as the source, which `DataBlock` formats: that takes a second
+                      getters=[ItemGetter(0),ItemGetter(1)],
                       splitter=IndexSplitter(range_of(valid)), batch_tfms=[*tfms, Normalize.from_stats([.29],[.35])])
-    return block.dataloaders(L(valid+train), bs=bs, num_workers=0)  # an `L`: formatting a list in `DataBlock` takes a second
+    return block.dataloaders(None, bs=bs, num_workers=0)

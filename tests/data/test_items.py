@@ -3,6 +3,7 @@ import collections, copy, pickle, random
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.vision.all import Learner, PILImage, PILImageBW, Transform, nn
+from fastkd.data.digits import digits_dls
 from fastkd.data.items import *
 
 def counts(xs): return dict(collections.Counter(xs))
@@ -76,3 +77,8 @@ def test_bad_numbers(kw, msg):
 def test_all_classes_are_in_the_vocabulary():
     dls = make_dls([(x,'a') for x,_ in _items(9)], ['c','b','a'], [0], 8, 4, [], num_workers=0)
     assert list(dls.vocab) == ['c','b','a'] and dls.valid.one_batch()[1].tolist() == [2]
+
+@pytest.mark.parametrize('make', [_dls, digits_dls], ids=['make_dls','digits_dls'])
+def test_images_are_not_formatted_as_text(make):
+    def fail(a): raise AssertionError("an image was formatted, which takes minutes for 70,000 of them")
+    with np.printoptions(override_repr=fail): make()
