@@ -4,6 +4,7 @@ os.environ['CUDA_VISIBLE_DEVICES'] = ''  # for the processes that tests start, t
 
 import matplotlib, pytest, torch
 from fastai.torch_core import default_device, set_seed
+from beside import Beside
 
 matplotlib.use('Agg')
 default_device(False)  # many tests compare bit for bit, which a GPU doesn't promise
@@ -22,3 +23,16 @@ def pytest_runtest_call(): reseed()
 def pytest_pycollect_makeitem(collector, name, obj):
     module = getattr(collector, 'module', None)
     if name.startswith('test') and callable(obj) and getattr(obj, '__module__', None) != getattr(module, '__name__', None): return []
+
+# The tutorials take minutes: they run in the background from the start on, and their tests come last
+def _is_tutorial(item): return item.nodeid.split('[')[0].endswith('test_tutorials.py::test_it_runs')
+
+def pytest_collection_modifyitems(items): items.sort(key=_is_tutorial)
+
+@pytest.fixture(scope='session', autouse=True)
+def beside(request):
+    runs = Beside()
+    for o in request.session.items if 'PYTEST_XDIST_WORKER' not in os.environ else ():
+        if _is_tutorial(o): runs.start(o.callspec.params['nb'])
+    yield runs
+    runs.stop()
