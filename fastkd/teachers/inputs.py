@@ -7,6 +7,7 @@ __all__ = ['norm_stats', 'other_transforms', 'as_stats', 'norm_map', 'input_size
            'InputMap']
 
 # %% ../../nbs/teachers/01_inputs.ipynb #54f6e981
+from numbers import Integral
 import torch, torch.nn.functional as F
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
 from fastai.vision.augment import RandTransform
@@ -57,6 +58,10 @@ def norm_map(
 )->tuple: # (scale, shift), or None if they agree
     "How to turn inputs that are normalised for the student into those for the teacher: `x*scale + shift`"
     (m,s),(tm,ts) = [o or (torch.zeros(1),torch.ones(1)) for o in (stats,t_stats)]
+    n,tn = s.numel(),ts.numel()
+    if n != tn and 1 not in (n,tn):
+        raise ValueError(f"teacher: its normalisation has {tn} channels, the student's {n}: "
+                         "give mean and std of as many channels, Teacher(teacher, norm=(mean, std))")
     scale,shift = s/ts,(m-tm)/ts
     return None if (scale-1).abs().max() < 1e-4 and shift.abs().max() < 1e-4 else (scale,shift)
 
@@ -127,17 +132,17 @@ def table_map(
 # %% ../../nbs/teachers/01_inputs.ipynb #16d5d820
 def _as_size(size):
     "`size` as (height, width), or None"
-    if isinstance(size, int): size = (size,size)
+    if isinstance(size, Integral): size = (size,size)
     if size is None: return None
-    if len(size) not in (2,3) or min(size)<1:
+    if not hasattr(size, '__len__') or len(size) not in (2,3) or not all(isinstance(o, Integral) and o >= 1 for o in size):
         raise ValueError(f"size={size}: give pixels, an int or (height, width), of volumes (depth, height, width)")
     return tuple(size)
 
 def _as_inputs(inputs):
     "`inputs` as a list of indexes, or None"
     if inputs is None: return None
-    if isinstance(inputs, int): inputs = [inputs]
-    if not len(inputs) or not all(isinstance(i, int) and i >= 0 for i in inputs):
+    if isinstance(inputs, Integral): inputs = [inputs]
+    if not hasattr(inputs, '__len__') or not len(inputs) or not all(isinstance(i, Integral) and i >= 0 for i in inputs):
         raise ValueError(f"inputs={inputs}: give the numbers of the student's inputs that the teacher reads, from 0, such as [1]")
     return list(inputs)
 
