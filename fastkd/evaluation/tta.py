@@ -29,7 +29,7 @@ def mix_preds(
 
 # %% ../../nbs/evaluation/04_tta.ipynb #d76bbbd3
 class TTAEvaluator(GetAttr):
-    "Test-time augmentation of `learn` for any number of passes in one run; bit-identical to `learn.tta(n=k)`, but flipped masks are turned back"
+    "Test-time augmentation of `learn` for any number of passes in one run; as `learn.tta(n=k)`, but with flipped masks turned back"
     _default = 'items'
     @asks_back
     def __init__(self,

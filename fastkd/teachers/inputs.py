@@ -58,6 +58,10 @@ def norm_map(
 )->tuple: # (scale, shift), or None if they agree
     "How to turn inputs that are normalised for the student into those for the teacher: `x*scale + shift`"
     (m,s),(tm,ts) = [o or (torch.zeros(1),torch.ones(1)) for o in (stats,t_stats)]
+    n,tn = s.numel(),ts.numel()
+    if n != tn and 1 not in (n,tn):
+        raise ValueError(f"teacher: its normalisation has {tn} channels, the student's {n}: "
+                         "give mean and std of as many channels, Teacher(teacher, norm=(mean, std))")
     scale,shift = s/ts,(m-tm)/ts
     return None if (scale-1).abs().max() < 1e-4 and shift.abs().max() < 1e-4 else (scale,shift)
 
@@ -137,8 +141,8 @@ def _as_size(size):
 def _as_inputs(inputs):
     "`inputs` as a list of indexes, or None"
     if inputs is None: return None
-    if isinstance(inputs, int): inputs = [inputs]
-    if not hasattr(inputs, '__len__') or not len(inputs) or not all(isinstance(i, int) and i >= 0 for i in inputs):
+    if isinstance(inputs, Integral): inputs = [inputs]
+    if not hasattr(inputs, '__len__') or not len(inputs) or not all(isinstance(i, Integral) and i >= 0 for i in inputs):
         raise ValueError(f"inputs={inputs!r}: give the numbers of the student's inputs that the teacher reads, from 0, such as [1]")
     return list(inputs)
 

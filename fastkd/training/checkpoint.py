@@ -10,6 +10,8 @@ __all__ = ['plain_data', 'random_states', 'set_random_states', 'learner_state', 
 import os, random
 from collections import Counter
 from pathlib import Path
+from pickle import UnpicklingError
+from zipfile import is_zipfile
 import numpy as np, torch
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
@@ -217,8 +219,10 @@ def read_checkpoint(
 )->dict: # or None if there is no file
     "Read what `write_checkpoint` wrote; ValueError if the file is something else"
     if not path.exists(): return None
+    ck = None
     try: ck = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
     except Exception as e:
-        raise ValueError(f"file={str(path)!r} can't be read ({str(e).splitlines()[0]}): delete it, or use another name") from e
+        other = isinstance(e, UnpicklingError) and is_zipfile(path)  # whole, and with something else in it, as from `learn.save`
+        if not other: raise ValueError(f"file={str(path)!r} can't be read ({str(e).splitlines()[0]}): delete it, or use another name") from e
     if isinstance(ck, dict) and ck.get('fastkd_resume') == 1: return ck
     raise ValueError(f"file={str(path)!r} is not a checkpoint written by Resume: use another name")
