@@ -9,6 +9,7 @@ __all__ = ['formula', 'summary_lines']
 from ..losses.features import FeatureLoss
 from ..losses.soft_targets import AutoT
 from ..models.layers import unwrap
+from ..teachers.calibrate import n_needed
 from .checks import measure
 
 # %% ../../nbs/training/07_describe.ipynb #18100f56
@@ -39,7 +40,7 @@ def summary_lines(
     yield f"Student: {type(unwrap(learn.model)).__name__}, {_n_params(learn.model)}"
     yield from _teacher_lines(teachers)
     if objective.calibrated: yield _calibration(teachers, n_labels)
-    yield from _temperatures(objective)
+    yield from _temperatures(objective, n_labels)
     yield f"Task: {objective.task}"
     if objective.terms: yield f"Loss: {formula(objective)}"
     yield from _head_lines(heads)
@@ -54,11 +55,13 @@ def _teacher_lines(teachers):
         yield from (f"  {n}" for n in o.notes or ["inputs and classes: as the student's"])
     if not len(teachers): yield "Teacher: none"
 
-def _temperatures(objective):
+def _temperatures(objective, n_labels):
     "What `T='auto'` came out as"
-    for l in objective.terms:
-        if isinstance(getattr(l, 'T', None), AutoT):
-            yield f"Temperature: {l.T.value:.3g}, chosen from 1 to 4: at about this one, the teacher is half as uncertain as guessing"
+    for T in (l.T.value for l in objective.terms if isinstance(getattr(l, 'T', None), AutoT)):
+        why = f", since there are fewer than {n_needed} validation labels" if n_labels < n_needed else \
+              ", the lowest: the teacher is often in doubt" if T == 1 else ", the highest: the teacher is sure of most answers" if T == 4 else \
+              ", at which the teacher is half as uncertain as guessing"
+        yield f"Temperature: {T:.3g}{why}"
 
 def _head_lines(heads):
     "Which outputs the student has, and where the teacher's term goes"

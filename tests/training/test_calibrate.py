@@ -76,8 +76,14 @@ def test_summary_says_what_is_done(dls, teacher):
     text = student(dls, cbs=KnowledgeDistillation(teacher)).knowledge_distillation.summary()
     tau = fit_temperature(*valid_logits(dls, teacher))
     assert f'Calibration: logits divided by {tau:.3g}, which fits 80 validation labels best; SoftTarget() leaves them as they are' in text
-    assert "SoftTarget(T='auto', standardize=False, weight=1.0, calibrated=True)" in text
-    assert f'Temperature: {softening(valid_logits(dls, teacher)[0]/tau):.3g}, chosen from 1 to 4' in text
+    assert "SoftTarget(T='auto', standardize=False, weight=1, calibrated=True)" in text
+    assert f'Temperature: {softening(valid_logits(dls, teacher)[0]/tau):.3g}, at which the teacher is half as uncertain as guessing' in text
+
+@pytest.mark.parametrize('k,n,text', [(1e-4, 240, 'Temperature: 1, the lowest'), (1e4, 240, 'Temperature: 4, the highest'), (1., 96, 'Temperature: 4, since there are fewer than 50')])
+def test_summary_says_why_the_temperature_is_at_a_limit(teacher, k, n, text):
+    kd = KnowledgeDistillation(Times(teacher, k), SoftTarget('auto'))
+    student(image_dls(n=n), cbs=kd)
+    assert text in kd.summary()
 
 def test_classes_that_the_teacher_lacks_do_not_count(dls, teacher):
     two = Teacher(Times(seeded(cnn, 8, 16, n_out=2), 3.), vocab=['c','a'], class_map={'a':'a','c':'c'})
@@ -171,5 +177,5 @@ def test_another_learner_has_another_temperature(dls, teacher):
 
 def test_a_number_is_still_a_number():
     eq(SoftTarget(2).T, 2)
-    eq(repr(SoftTarget('auto')), "SoftTarget(T='auto', standardize=False, weight=1.0)")
+    eq(repr(SoftTarget('auto')), "SoftTarget(T='auto', standardize=False, weight=1)")
     with pytest.raises(TypeError, match='give a number'): SoftTarget('automatic')
