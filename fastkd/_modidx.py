@@ -2304,6 +2304,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastkd.training.heads.Heads.read': ('training/heads.html#heads.read', 'fastkd/training/heads.py'),
                                        'fastkd.training.heads.Heads.recording': ( 'training/heads.html#heads.recording',
                                                                                   'fastkd/training/heads.py'),
+                                       'fastkd.training.heads.Heads.several': ( 'training/heads.html#heads.several',
+                                                                                'fastkd/training/heads.py'),
                                        'fastkd.training.heads.Heads.split': ('training/heads.html#heads.split', 'fastkd/training/heads.py'),
                                        'fastkd.training.heads.Heads.task': ('training/heads.html#heads.task', 'fastkd/training/heads.py'),
                                        'fastkd.training.heads._is_pair': ('training/heads.html#_is_pair', 'fastkd/training/heads.py'),

@@ -6,7 +6,7 @@ import pytest
 from nbdev.clean import nbdev_clean
 
 root = Path(__file__).parents[1]
-pages = 'recipe','which_loss'  # they have tests of their own
+pages = 'recipe','which_loss','migrating','cyclical_rates'  # they have tests of their own
 nbs = sorted(o for o in (root/'nbs/tutorials').glob('[!_.]*.ipynb') if o.stem not in pages)
 each = pytest.mark.parametrize('nb', nbs, ids=lambda o: o.stem)
 

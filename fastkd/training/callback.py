@@ -112,7 +112,7 @@ class KnowledgeDistillation(SavesAdapters):
         if mock: self.trained.keep()
         self.records.begin_fit(self.epoch, mock)
         if self.looked_at is not self.dls: self._look()
-        self.checks_heads = not mock
+        self.checks_heads = self.heads.several and not mock
 
     def _look(self):
         self.looked_at = self.dls

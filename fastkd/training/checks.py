@@ -464,6 +464,7 @@ def look(
 def _looked(learn, teachers, objective, trained, b, heads):
     xb,yb = events_before(learn, *b)
     task = objective.task
+    check_batches(learn.dls.train, objective.on_features, torch.zeros(1), 0)
     if trained: trained.make(learn, objective, teachers, lambda: xb)
     taps = trained.features.taps() if trained and trained.features else None
     with heads.recording() if heads else nullcontext(): out = student_output(learn.model, xb, taps and taps[0])

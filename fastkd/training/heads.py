@@ -38,7 +38,7 @@ def n_targets(
     n_inp = vars(dls).get('n_inp') or getattr(dls.loaders[0], '_n_inp', None) or getattr(dls.loaders[0], 'n_inp', None)
     if not n_inp: return 1  # fastai takes all but the last tensor of a batch as inputs
     try: return len(dls.loaders[0].dataset[0]) - n_inp
-    except (TypeError,IndexError,AttributeError): return 1
+    except (TypeError,IndexError,KeyError,AttributeError): return 1  # a stream, a table, or no items
 
 def task_of_target(
     pred:Tensor, # the output, (B, C, *)
@@ -130,6 +130,8 @@ class Heads:
     def __iter__(self): return iter(self.items) # outputs but the first
     def __bool__(self): return True
 
+    @property
+    def several(self): return self.both or self.head is not None or bool(self.items) # does the student have several heads?
     @property
     def task(self): return self.tasks[0] if self.tasks else None
     @property
