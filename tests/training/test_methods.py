@@ -241,6 +241,7 @@ def test_memory_of_items_and_blended_items(dls, teachers):
     learn = small(dls, teachers, CRD(n_negatives=8))
     with pytest.raises(ValueError, match='crd remembers each item, but mix_up blends items'): learn.fit(1, cbs=MixUp())
 
+@pytest.mark.filterwarnings("ignore:teacher=.*goes through")
 def test_items_that_are_skipped_have_no_number(teachers):
     dls = image_dls(n=48, bs=8)
     seen = []
