@@ -4,14 +4,14 @@ from fastai.vision.all import *
 from sklearn.metrics import f1_score
 
 from fastkd.all import *
-from gtsrb import *
+from helpers import *
 
 def test_the_calls_run_as_they_stand(tmp_path):
     torch.set_num_threads(1)
     set_seed(0)
-    path = make_gtsrb(tmp_path, frames=2)
-    data,wd = gtsrb_dls(path, bs=8),1e-2
-    f1_score_mult = FBeta(beta=1, average='weighted')
+    path = sample('gtsrb', tmp_path/'signs')
+    few = dict(size=32, bs=8, n=172, num_workers=0)  # 86 images for training
+    data,wd = gtsrb_dls(path, **few),1e-2
     warnings.filterwarnings('ignore', message='`create_cnn_model` has been renamed')
     warnings.filterwarnings('ignore', message='You are setting `weights')
     warnings.filterwarnings('ignore', message="The teacher's accuracy on a validation batch")
@@ -19,6 +19,7 @@ def test_the_calls_run_as_they_stand(tmp_path):
     torch.save(create_cnn_model(resnet34, 43, pretrained=False).state_dict(), weights)
     interest_classes = [3, 7]
 
+    f1_score_mult = FBeta(beta=1, average='weighted')
     teacher = create_cnn_model(resnet34, 43, pretrained=False)
     teacher.load_state_dict(torch.load(weights))
     student_model = create_cnn_model(resnet18, 43, pretrained=False)
@@ -37,7 +38,7 @@ def test_the_calls_run_as_they_stand(tmp_path):
     assert len(kd.history) == 16 and kd.history.notna().all().all()
 
     # on the whole data set, with new data, a new student and the same callback
-    first,data = student,gtsrb_dls(path, bs=8, train='all')
+    first,data = student,gtsrb_dls(path, full=True, **few)
     student = Learner(data, create_cnn_model(resnet18, 43, pretrained=False), metrics=[accuracy, f1_score_mult], splitter=default_split, wd=wd, cbs=kd)
     student.freeze_to(1)
     student.fit_one_cycle(1, lr_max=0.001)
@@ -46,9 +47,7 @@ def test_the_calls_run_as_they_stand(tmp_path):
     assert len(kd.history) == 11 and list(kd.history.fit.unique()) == [0,1]
     with pytest.raises(ValueError, match='has moved to another learner'): first.fit_one_cycle(1)
 
-    test = pd.read_csv(path/'Final_Test'/'Images'/'GT-final_test.csv', sep=';')
-    test_dataloader = data.test_dl([path/'Final_Test'/'Images'/n for n in test.Filename])
-    y_true = test.ClassId.values
+    test_dataloader,y_true = gtsrb_test_dl(data, path, n=43)
     interest_idx = [data.vocab.o2i[str(c)] for c in interest_classes]
     mask = np.isin(y_true, interest_idx, invert=False)
     metric = partial(f1_score, average='weighted')

@@ -7,23 +7,16 @@ import pytest
 cells = json.loads((Path(__file__).parents[1]/'nbs/tutorials/traffic_signs.ipynb').read_text())['cells']
 code = '\n'.join(''.join(o['source']) for o in cells if o['cell_type'] == 'code')
 
-calls = """from sklearn.metrics import f1_score
-f1_score_mult = FBeta(beta=1, average='weighted')
-teacher = create_cnn_model(resnet34, 43, pretrained=False)
-loss = partial(SoftTarget, T=20)
-kd = KnowledgeDistillation(teacher, loss, from_learner=False)
-student = Learner(data, student_model, metrics=[accuracy, f1_score_mult], splitter=default_split, wd=wd, cbs=kd)
-student.freeze_to(1)
-student.summary()
-student.lr_find()
-student.fit_one_cycle(1, lr_max=0.001)
-student.unfreeze()
-lr_max=slice(0.0001, 0.001))
-lr_max=slice(0.00001, 0.0001))
-interest_idx = [data.vocab.o2i[str(c)] for c in interest_classes]
-mask = np.isin(y_true, interest_idx, invert=False)
-metric = partial(f1_score, average='weighted')
-results = test_time_aug(student, test_dataloader, y_true, metric, n_augs=[0, 5, 10, 20, 30], mask=mask)""".splitlines()
+# the calls that tests/test_recipe_signs.py runs, without numbers of epochs and what only a test needs
+run = (Path(__file__).with_name('test_recipe_signs.py')).read_text().split('    interest_classes = ')[1].split("    assert list(results.columns)")[0]
+calls = [o.strip() for o in run.splitlines()[1:] if re.match(r'    (f1_score_mult|teacher|loss|kd|student|interest_idx|mask|metric|results)\b', o)]
+calls = [o for o in calls if not re.search(r'load_state_dict|fit_one_cycle\((9|6|10),|Learner\(data, create_cnn_model', o)]
+
+def test_the_calls_are_those_that_matter():
+    assert len(calls) >= 14 and any('from_learner=False' in o for o in calls) and any('n_augs=[0, 5, 10, 20, 30], mask=mask' in o for o in calls)
+
+@pytest.mark.parametrize('rates', ['slice(0.0001, 0.001)', 'slice(0.00001, 0.0001)'])
+def test_its_rates(rates): assert f'lr_max={rates})' in code
 
 @pytest.mark.parametrize('call', calls)
 def test_a_call_of_the_recipe_is_there_as_it_stands(call): assert call in code

@@ -8,7 +8,8 @@ __all__ = ['configuration', 'call_text', 'script_section']
 # %% ../../nbs/evaluation/13_recipe.ipynb #c3579b2a
 import pandas as pd
 from .blocks import Cell, Section, code, facts, fold, heading, table
-from .facts import as_code, callback_names, data_facts, device_text, distillation_facts, highest_lr, layer_facts, learner_facts, loss_columns, n_epochs, plain_facts, versions
+from .facts import as_code, callback_names, data_facts, device_text, distillation_facts, highest_lr
+from .facts import layer_facts, learner_facts, loss_columns, n_epochs, plain_facts, versions
 from .tta import TTAEvaluator
 
 # %% ../../nbs/evaluation/13_recipe.ipynb #ae8329de

@@ -15,7 +15,8 @@ from fastai.torch_core import set_seed
 from ..evaluation.facts import as_code, data_facts, device_text, model_text, versions
 from ..losses.base import check_count, check_param
 from ..models.layers import unwrap
-from .methods import check_cbs, check_methods, default_methods, is_maker, method_cbs, method_text, new_cbs, of_method, smooth, teacher_text, weights_hash, why_not_smooth
+from .methods import check_cbs, check_methods, default_methods, is_maker, method_cbs, method_text
+from .methods import new_cbs, of_method, smooth, teacher_text, weights_hash, why_not_smooth
 from .runs import FinishedRuns
 from ..teachers.teacher import Teachers
 from ..training.callback import KnowledgeDistillation

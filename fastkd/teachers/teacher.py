@@ -86,7 +86,7 @@ class Teacher:
         self.rgb = None # are grey images repeated as three channels? None: not known yet
         self.vocab = None if vocab is None else [str(o) for o in vocab]
         self.class_map = class_map
-        self.predicts = True # does a loss compare its predictions?
+        self.same_classes = False # are its classes known, and known to be the student's?
         self.outputs = () # names of the outputs that are used, if there are several; the student's
         self.others = () # the last predictions of all outputs but the first
         self.moving = None # (module, name) of the buffers that move in eval mode; None: not known yet
@@ -120,8 +120,8 @@ class Teacher:
     ):
         "Work out how the student's inputs and classes become the teacher's; `notes` describes it"
         self.moving = self.rgb = None
-        self.predicts = predicts
         self.columns,notes = self.match(dls, classes) if predicts else ((None,None),[])
+        self.same_classes = bool(predicts and classes and class_names(dls) and (self.vocab or class_names(self.t_dls)))
         self.notes = notes + self.input_map.bind(dls, self.t_dls).notes
         return self
 
@@ -175,7 +175,7 @@ class Teacher:
         xb:tuple, # the student's inputs
         taps=None, # context manager that records layers of `model`
     )->Tensor: # logits for all of the teacher's own classes
-        "The teacher's predictions for the student's inputs, without a graph; None if they are not compared"
+        "The teacher's predictions for the student's inputs, without a graph"
         return self._run(xb, taps, self._read)
 
     def run(self, xb, taps): # as for `__call__`
@@ -193,7 +193,6 @@ class Teacher:
 
     def _read(self, out):
         "The first prediction in the model's output; the others are kept"
-        if not self.predicts: return
         if not self.outputs: return self._plain(model_output(out))
         found = model_outputs(out)
         found = {k: found[k] for k in self.outputs} if set(self.outputs) <= set(found) else found  # in the student's order
@@ -300,10 +299,10 @@ class Teachers:
         axis:int=1, # class axis
         taps=None, # records layers of the only teacher
     )->list: # logits of each for the student's classes, (B, C, *)
-        "The predictions of each teacher, with the columns in the student's order; none if they are not compared"
+        "The predictions of each teacher, with the columns in the student's order"
         preds = [o(xb, taps) for o in self]
         self.last = xb if any(o.outputs for o in self) else None
-        return [_take(z, o.columns[1], axis) for z,o in zip(preds, self) if o.predicts]
+        return [_take(z, o.columns[1], axis) for z,o in zip(preds, self)]
 
 def _take(z, cols, axis):
     "The columns `cols` of the logits `z`; None: all"

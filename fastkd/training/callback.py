@@ -13,13 +13,14 @@ from ..models.layers import asks_back
 from ..teachers.teacher import Teachers
 from .attached import check_only_one
 from .calibrate import fit_temperatures
-from .checks import bind_to_learner, check_finite, check_labelled, check_first, check_losses, check_preds, check_student, events_before, look, others_kept, warn_of_teacher, warn_of_expectations
+from .checks import bind_to_learner, check_finite, check_labelled, check_first, check_losses, check_preds, check_student
+from .checks import events_before, look, others_kept, warn_of_teacher, warn_of_expectations
 from .columns import DistillationColumns, History
 from .describe import summary_lines
 from .expect import expectations
 from .features import item_numbers
 from .head import HeadSteps
-from .heads import Heads, idle_heads, losses_by_output, warn_of_idle
+from .heads import Heads, losses_by_output
 from .labels import active_mix, task_loss
 from .objective import Objective, taught, total_loss
 from .trained import SavesAdapters, Trained
@@ -30,10 +31,6 @@ def _passed_on(owner, name):
     "A property for the attribute `name` of the attribute `owner`, to read and to set"
     def _set(self, v): setattr(getattr(self, owner), name, v)
     return property(lambda self: getattr(getattr(self, owner), name), _set)
-
-def _n_classes(task, preds):
-    "The sizes of the class axes"
-    return [z.shape[task.axis] for z in preds if z.ndim > 1 and z.ndim > task.axis]
 
 class KnowledgeDistillation(SavesAdapters):
     "Train the learner's model as the student of `teacher`; `summary` tells what will be done"
@@ -54,7 +51,6 @@ class KnowledgeDistillation(SavesAdapters):
     ):
         losses = losses_by_output(loss)
         self.objective = Objective(losses[0] if losses else loss, weight, hard_weight)
-        self.objective.skip = bool(losses) and losses[0] is None
         self.heads = Heads(losses, head)
         check_losses(self.objective.losses, teacher)
         self.teachers = Teachers(teacher, teacher_weights)
@@ -62,11 +58,9 @@ class KnowledgeDistillation(SavesAdapters):
         self.trained,self.records = Trained(),History()
         self.columns = DistillationColumns(self.records)
         self.labels = None # `Labels` of the present batch
-        self.pair = None # a DeiT's two predictions for it
         self.teacher_preds = None # each teacher's predictions for the last batch
         self.looked_at = None # the data on which the teacher was looked at
         self.fresh = True # has no epoch of the present fit begun?
-        self.checks_heads = False # is it still to be seen whether each of the student's heads learns?
 
     # Joining and leaving a learner
     def check_learner(self, learn):
@@ -88,7 +82,7 @@ class KnowledgeDistillation(SavesAdapters):
 
     def bind(self, learn):
         "Fit losses and teachers to the learner's data and model; ValueError for what cannot be right"
-        self.heads.find(learn)
+        self.heads.find(learn, self.objective)
         bind_to_learner(learn, self.teachers, self.objective, self.heads.task)
         self.heads.bind(learn, self.objective, self.teachers)
         objectives = self.objective,*(h.objective for h in self.heads)
@@ -112,7 +106,7 @@ class KnowledgeDistillation(SavesAdapters):
         if mock: self.trained.keep()
         self.records.begin_fit(self.epoch, mock)
         if self.looked_at is not self.dls: self._look()
-        self.checks_heads = self.heads.several and not mock
+        if not mock: self.heads.watch()
 
     def _look(self):
         self.looked_at = self.dls
@@ -148,20 +142,19 @@ class KnowledgeDistillation(SavesAdapters):
         self.labels = None
         if self.off: return
         self.labels = self.heads.read(self.objective.task, self.yb, active_mix(self.learn))
-        pred,self.pair = self.heads.for_labels(self.pred, self.objective.task),None
-        if pred is not self.pred: self.learn.pred,self.pair = pred,self.pred
+        self.learn.pred = self.heads.for_labels(self.pred, self.objective.task)
         if self.labels: self.learn.yb = (self.labels.y, *self.yb[1:])
 
     def after_loss(self):
         "Add the distillation terms to the task loss"
         if self.off: return
-        preds,pos = self.heads.split(self.pred if self.pair is None else self.pair, True),self.pct_train
+        preds,pos = self.heads.split(self.pred, True),self.pct_train
         weight,hard_weight = self.objective.weights(pos)
         task = task_loss(self.learn, self.labels)
         terms = self._terms(preds, pos) if weight else {}
         kd = sum(terms.values()) if weight else None
         total = total_loss(task, kd, hard_weight, weight)
-        if self.checks_heads: self.sizes = _n_classes(self.objective.task, preds)
+        self.heads.see(preds, self.objective.task.axis)
         self.records.add(len(preds[0]), task, **terms, kd_loss=kd, total_loss=total, weight=weight, hard_weight=hard_weight,
                          **{k: T(pos) for k,T in self.trained.learnt.items()})
         if task is None: self.columns.stand_in(preds[0].detach())
@@ -199,13 +192,8 @@ class KnowledgeDistillation(SavesAdapters):
     def before_step(self):
         "If the loss is not finite, the teacher may be the cause"
         if not self.off and self.objective.weights(self.pct_train)[0]: self.head.before()
-        if self.checks_heads: self._check_heads()
+        self.heads.warn_of_idle(self.model)
         if not (self.off or self.learn.loss.isfinite()): check_finite(self.teachers, self.teacher_preds or [], self.iter)
-
-    def _check_heads(self):
-        "Once in a fit: does every head learn?"
-        self.checks_heads = False
-        if self.sizes: warn_of_idle(idle_heads(self.model, self.sizes))
 
     def after_step(self):
         "Make the head's step larger, and train the adapters, before the loss scale is updated"
@@ -225,9 +213,9 @@ class KnowledgeDistillation(SavesAdapters):
         "Leave nothing on the models, and undo what a mock training did to the adapters"
         self.trained.tidy()
         self.head.forget()
-        self.labels = self.teacher_preds = self.pair = None
+        self.labels = self.teacher_preds = self.teachers.last = None
         self.heads.disarm()
-        self.checks_heads,self.fresh = False,True
+        self.fresh = True
 
     # For users
     def __repr__(self):

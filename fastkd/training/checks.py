@@ -18,7 +18,7 @@ from fastcore.basics import first
 from ..losses.base import FunctionLoss, value_at
 from ..losses.features import FeatureLoss
 from ..models.layers import resolve_layers, unwrap
-from ..models.reading import eval_mode, keep_buffers, keep_rng, model_output, model_outputs, plain_tensors, probing, warn_user
+from ..models.reading import eval_mode, keep_buffers, keep_rng, model_output, plain_tensors, probing, warn_user
 from ..teachers.teacher import merge_logits
 from .labels import batch_labels
 from .objective import taught
@@ -459,7 +459,10 @@ def look(
     if dist.is_available() and dist.is_initialized(): return None  # the loaders would wait for the other processes
     b = valid_batch(learn)
     if b is None: return None
-    with others_kept(learn): return _looked(learn, teachers, objective, trained, b, heads)
+    try:
+        with others_kept(learn): return _looked(learn, teachers, objective, trained, b, heads)
+    finally:
+        if heads: heads.disarm()
 
 def _looked(learn, teachers, objective, trained, b, heads):
     xb,yb = events_before(learn, *b)
@@ -469,26 +472,27 @@ def _looked(learn, teachers, objective, trained, b, heads):
     taps = trained.features.taps() if trained and trained.features else None
     with heads.recording() if heads else nullcontext(): out = student_output(learn.model, xb, taps and taps[0])
     out = events_after(learn, xb, yb, out)
+    to_loss = heads.for_labels(out, task) if heads else out
     pred,*others = heads.split(out) if heads else [model_output(out)]
     labels = heads.read(task, yb) if heads else batch_labels(task, yb)
     preds = _teachers_preds(teachers, objective, xb, pred, taps and taps[1])
     features = _feature_values(learn, trained.features, taps, len(pred)) if taps else None
-    task_loss = plain_loss(learn.loss_func)(heads.for_labels(out, task) if heads else out, *yb) if trained and len(yb) else None
+    task_loss = plain_loss(learn.loss_func)(to_loss, *yb) if trained and len(yb) else None
     res = _judged(learn, objective, pred, preds, teachers, labels, features, task_loss)
     res['warnings'] = [f"teacher={o.name}: {w}" for o in teachers for w in o.input_map.warnings] + res['warnings']
     more = [dict(_judged(learn, h.objective, z, h.taught(z, xb) if h.objective.terms else [], h.teachers, h.labels, ()), name=h.name)
             for h,z in zip(heads or (), others)]
-    unread = [k for k in model_outputs(out) if k not in heads.names] if heads and heads.names else list(model_outputs(out))[1:]
-    return dict(res, task_loss=task_loss, heads=more, others=unread)
+    return dict(res, task_loss=task_loss, heads=more, others=heads.unread(out) if heads else [])
 
 def _teachers_preds(teachers, objective, xb, pred, taps):
-    "The teachers' predictions; none if no loss compares them and they don't fit"
+    "The teachers' predictions; none if no loss compares them, unless they are known to be for the student's classes"
     task = objective.task
-    try: preds = taught(teachers, xb, pred, task.axis, taps, task.kind)
-    except (TypeError,ValueError):
-        if objective.reads_preds: raise
-        return []
-    return preds if objective.reads_preds or all(z.shape == pred.shape for z in preds) else []
+    if objective.reads_preds: return taught(teachers, xb, pred, task.axis, taps, task.kind)
+    for o in teachers:
+        if taps: o.run(xb, taps)
+    try: preds = taught(teachers, xb, pred, task.axis, None, task.kind) if all(o.same_classes for o in teachers) else []
+    except (TypeError,ValueError): return []  # its head was changed or taken off
+    return preds if all(z.shape == pred.shape for z in preds) else []
 
 def _judged(learn, objective, pred, preds, teachers, labels, features, task_loss=None):
     "The terms and scores of one output, and what is wrong with them"

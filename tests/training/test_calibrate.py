@@ -7,8 +7,9 @@ from fastkd.losses.batch import DIST
 from fastkd.losses.soft_targets import SoftTarget
 from fastkd.teachers.calibrate import fit_temperature, softening
 from fastkd.teachers.teacher import Teacher, Teachers
-from fastkd.training.calibrate import calibrated_temperature
+from fastkd.training.calibrate import fit_temperatures
 from fastkd.training.callback import KnowledgeDistillation
+from fastkd.training.objective import Objective
 from fastkd.training.task import task_of
 from helpers import *
 from fastcore.test import test_close as close, test_eq as eq
@@ -30,6 +31,13 @@ def teacher(dls):
 def valid_logits(dls, t):
     x,y = zip(*[(x.as_subclass(Tensor),y.as_subclass(Tensor)) for x,y in dls.valid])
     with torch.no_grad(): return t(torch.cat(x)),torch.cat(y)
+
+def calibrated_temperature(learn, teachers, task):
+    "The temperature of the default loss's teachers, and the number of labels that it comes from"
+    objective = Objective()
+    objective.bind(task)
+    n = fit_temperatures(learn, objective, teachers)
+    return teachers.temperature,n
 
 class Losses(Callback):
     "The loss of every batch beside a formula of predictions and the teacher's"

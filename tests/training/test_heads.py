@@ -198,7 +198,7 @@ def one(n=24): return [(x,a) for x,a,b in rows(n)]
 def test_a_pair_of_heads_in_training():
     t = seeded(nn.Linear, 6, 3, seed=2)
     kd = KnowledgeDistillation(t, SoftTarget())
-    def want(l): return .5*ce(kd.pair[0], l.yb[0]) + .5*kl(kd.pair[1], t(l.xb[0]))
+    def want(l): return .5*ce(kd.heads.pair[0], l.yb[0]) + .5*kl(kd.heads.pair[1], t(l.xb[0]))
     learn = learner(seeded(Deit), CrossEntropyLossFlat(), one(), [kd, Losses(want)])
     assert 'head_dist' in kd.summary()
     learn.metrics = L(AvgMetric(accuracy))
@@ -225,7 +225,8 @@ def test_the_term_is_sent_to_an_output(head, wrap):
     def loss(o, y): return ce(pick(o)[0], y)
     def want(l): return .5*loss(l.pred, l.yb[0]) + .5*kl(pick(l.pred)[1], t(l.xb[0]))
     learn = learner(seeded(Heads, 3, 3, wrap=wrap), loss, one(), [KnowledgeDistillation(t, SoftTarget(), head=head), Losses(want)])
-    learn.knowledge_distillation.summary()
+    text = learn.knowledge_distillation.summary()
+    assert f"Not distilled: the outputs {(0 if head == 1 else 'animal')!r}, which" in text  # and not the one that is
     learn.fit(1, 1e-2)
     check(learn)
 
@@ -279,11 +280,30 @@ def test_other_vocabularies_do_not_matter_where_only_layers_are_compared():
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     fail(lambda: learn.remove_cb(KnowledgeDistillation).add_cb(KnowledgeDistillation(t, SoftTarget())), contains='none of the student')
 
-def test_an_untrained_teacher_is_still_found_where_it_fits():
-    "Its predictions are measured where they can be"
+@pytest.mark.parametrize('named', [True,False])
+def test_a_teacher_is_judged_beside_feature_losses_only_if_it_is_for_the_same_classes(named):
+    "As many classes may be others: a module's are unknown, a learner's are known"
     t = seeded(cnn, 8, seed=2)
+    if named: t = Learner(image_dls(), t, loss_func=CrossEntropyLossFlat())
     learn = Learner(image_dls(), seeded(cnn, 8), loss_func=CrossEntropyLossFlat(), cbs=KnowledgeDistillation(t, Attention([('0','0')])))
-    assert 'best constant answer' in learn.knowledge_distillation.summary()
+    assert ('best constant answer' in learn.knowledge_distillation.summary()) == named
+
+def test_feature_losses_for_all_outputs_leave_no_output_to_a_default():
+    learn = learner(seeded(Heads, 3, 2), two_ce(noop), cbs=KnowledgeDistillation(seeded(Heads, 3, 2, seed=2), FitNet([('body','body')])))
+    learn.knowledge_distillation.summary()
+    learn.fit(1, 1e-3)
+    eq([c for c in learn.knowledge_distillation.history if 'soft' in c], [])
+
+def test_what_one_student_skips_the_next_does_not():
+    "The callback moves from a student with four classes at output 0 to one with three, as the teacher"
+    t,loss = seeded(Heads, 3, 2, seed=2),two_ce(noop)
+    kd = KnowledgeDistillation(t, SoftTarget())
+    learner(seeded(Heads, 4, 2), loss, cbs=kd)
+    eq([bool(o.terms) for o in (kd.objective, kd.heads.items[0].objective)], [False,True])
+    learn = learner(seeded(Heads, 3, 2), loss, cbs=kd)
+    learn.fit(1, 1e-3)
+    eq([bool(o.terms) for o in (kd.objective, kd.heads.items[0].objective)], [True,True])
+    assert {'soft_target','soft_target_head1'} <= set(kd.history)
 
 # Mutual learning
 def test_mutual_learning_of_models_that_return_two_tensors():
@@ -306,3 +326,17 @@ def test_the_code_of_a_report_says_which_output_gets_what():
     assert 'loss=[[SoftTarget(T=2, standardize=False, weight=1.0)], None]' in _callback_code(learn.knowledge_distillation)
     learn = learner(seeded(Deit, pair=False), CrossEntropyLossFlat(), one(), KnowledgeDistillation(seeded(nn.Linear, 6, 3), SoftTarget(), head='head_dist'))
     assert "head='head_dist'" in _callback_code(learn.knowledge_distillation)
+
+def test_finding_out_the_number_of_targets_uses_up_no_random_number():
+    class Noisy:
+        def __len__(self): return 16
+        def __getitem__(self, i): return torch.randn(6),torch.tensor(i % 3)
+    dls = DataLoaders(*(torch.utils.data.DataLoader(Noisy(), 8) for _ in range(2)))
+    dls.n_inp = 1
+    model,kd = nn.Linear(6, 3),KnowledgeDistillation(nn.Linear(6, 3), SoftTarget(), weight=0)
+    set_seed(3)
+    Learner(dls, model, loss_func=CrossEntropyLossFlat())
+    want = torch.rand(2)
+    set_seed(3)
+    Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=kd)
+    eq(torch.rand(2), want)
