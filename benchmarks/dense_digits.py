@@ -13,7 +13,7 @@ from fastkd.all import *
 
 runs_file = Path(__file__).with_name('dense_digits.csv')
 alone = 'alone'
-methods = {alone: None, 'label smoothing': 'smooth', 'distilled, default': {},
+methods = {alone: None, 'label smoothing': 'smooth', 'faster head': 'faster head', 'distilled, default': {},
            'distilled, SoftTarget(T=4)': dict(loss=SoftTarget(T=4), weight=.5, head_lr=1)}
 
 def arrays(folder=None):

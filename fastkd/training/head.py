@@ -40,7 +40,7 @@ def _is_suited(learn):
 class HeadSteps:
     "Multiplies the optimiser's steps of a model's last layer by `factor`"
     def __init__(self,
-        factor='auto', # number above 0, or 'auto': by `head_factor`; 1 for SGD, and unless each item has a single label
+        factor='auto', # number above 0, or 'auto': by `head_factor`; 1 for SGD, convolutions, and unless each item has a single label
     ):
         if factor != 'auto': check_param('head_lr', factor, strict=True)
         self.factor = factor
@@ -58,7 +58,8 @@ class HeadSteps:
         self.forget()
         if self.factor == 1 or self.factor == 'auto' and not _is_suited(learn): return
         self.name,self.layer = output_layer(learn.model) or (None,None)
-        if self.layer is not None: self.value = head_factor(self.layer) if self.factor == 'auto' else self.factor
+        if self.factor != 'auto': self.value = self.factor
+        elif isinstance(self.layer, nn.Linear): self.value = head_factor(self.layer)
 
     def before(self):
         "Remember the weights before a step"
@@ -80,7 +81,7 @@ class FasterHead(StaysHere):
     "Train the last layer of the model with a learning rate that is `factor` times as large"
     run_valid = False
     def __init__(self,
-        factor='auto', # number above 0, or 'auto': 4096 divided by the layer's inputs, 1 to 16; 1 for SGD and multi-label tasks
+        factor='auto', # number above 0, or 'auto': 4096 divided by the layer's inputs, 1 to 16; 1 for SGD, convolutions, multi-label tasks
     ): self.steps = HeadSteps(factor)
 
     def before_fit(self): self.steps.find(self.learn)

@@ -186,3 +186,10 @@ def test_an_export_with_faster_head_holds_no_class_of_fastkd(dls, tmp_path):
     learn = student(dls, cbs=FasterHead(), path=tmp_path)
     learn.export('s.pkl')
     assert b'fastkd' not in (tmp_path/'s.pkl').read_bytes()
+
+@pytest.mark.parametrize('factor,value', [('auto', 1.), (8, 8)])
+def test_a_convolution_that_predicts_pixels_is_no_faster_unless_you_say_so(factor, value):
+    dls = DataLoaders(*(DataLoader([(torch.randn(3,4,4), torch.zeros(4,4).long())]*8, bs=4) for _ in range(2)))
+    steps = HeadSteps(factor)
+    steps.find(Learner(dls, nn.Sequential(nn.Conv2d(3,6,3,padding=1), nn.ReLU(), nn.Conv2d(6,2,1)), loss_func=CrossEntropyLossFlat(axis=1)))
+    eq(steps.value, value)
