@@ -91,10 +91,8 @@ def main(argv=None):
     data = arrays(args.mnist)
     teacher,values = trained_teacher(data, args.work/'teacher.pth', args.teacher_epochs)
     print(f"teacher: {values['accuracy']:.2%}", flush=True)
-    for i in range_of(args.seeds):
-        result = trial(partial(student, data), teacher, methods, args.seeds[:i+1], args.epochs, args.lr, file=(args.work/'trial').resolve())
-        save(result, values, args.out)
-        print(f'seed {args.seeds[i]}: {result}', flush=True)
+    result = trial(partial(student, data), teacher, methods, args.seeds, args.epochs, args.lr, file=(args.work/'trial').resolve())
+    save(result, values, args.out)
     print(table(pd.read_csv(args.out)).to_string())
 
 if __name__ == '__main__': main()
