@@ -220,6 +220,12 @@ class ScaledLogits(Callback):
     def __init__(self, scale): self.scale = scale
     def after_pred(self): self.learn.pred = self.pred*self.scale
 
+class CalibrateAfter(Callback):
+    "`calibrate` the model after training, on 512 of the test items"
+    def after_fit(self):
+        dl = self.dls.valid
+        calibrate(self.learn, Batches(dl.x[:512], dl.y[:512], 512))
+
 def teacher_only(pred, teacher_pred):
     "KL divergence from the teacher's logits, softened until their standard deviation is 1, to the student's as they are"
     t = teacher_pred/teacher_pred.std(1).mean()
@@ -240,7 +246,8 @@ methods = {
     'teacher softened to 1, weight=.9': distil(loss=teacher_only, weight=.9, head_lr=1),
     'SoftTarget, logits ×4': distil(partial(ScaledLogits, 4), loss=SoftTarget(), head_lr=1),
     'SoftTarget, logits ×8, weight=.9': distil(partial(ScaledLogits, 8), loss=SoftTarget(), head_lr=1, weight=.9),
-    new: distil(),
+    new: distil(), 'default, rescale=True': distil(loss=SoftTarget('auto', calibrated=True, rescale=True)),
+    **{f'{o}, then calibrate': f(CalibrateAfter) for o,f in ((alone, control), (new, distil))},
     **{f'calibrated, T={T}': distil(loss=SoftTarget(T=T, calibrated=True)) for T in (1,2,4,8)},
     **{f'calibrated, T={T}, weight={str(w)[1:]}': distil(loss=SoftTarget(T=T, calibrated=True), weight=w) for T in (3,4) for w in (.3,.4,.5)},
     **{f'calibrated, weight={str(w)[1:]}': distil(loss=SoftTarget(calibrated=True), weight=w) for w in (.3,.7,.9)},

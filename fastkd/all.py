@@ -35,6 +35,7 @@ from fastkd.schemes.mean_teacher import MeanTeacher
 from fastkd.schemes.mutual import MutualLearning
 from fastkd.schemes.trial import trial
 from fastkd.teachers.teacher import Teacher
+from fastkd.training.calibrate import calibrate
 from fastkd.training.callback import KnowledgeDistillation
 from fastkd.training.cycles import clr_schedule
 from fastkd.training.head import FasterHead
@@ -43,15 +44,14 @@ from fastkd.training.schedules import LearnableT, warm_up
 from fastkd.training.short_epochs import ShortEpochs
 
 __all__ = [
-    'ActivationBoundaries', 'Attention', 'BinarySoftTarget', 'CRD', 'ChannelWise', 'CorrelationCongruence', 'DIST', 'DecoupledKD',
-    'FSP', 'FactorTransfer', 'FasterHead', 'FitNet', 'Huber', 'KnowledgeDistillation', 'LearnableT', 'Logits', 'MeanTeacher',
-    'MultiLevel', 'MutualLearning', 'NST', 'NormalizedKD', 'OFD', 'PKT', 'PartialCategoryBlock', 'RKD', 'Resume', 'ReviewKD',
-    'ShortEpochs', 'Similarity', 'SoftTarget', 'TTAEvaluator', 'Teacher', 'TeacherBounded', 'TeacherFree', 'VID', 'WeightedSoftLabel',
-    'activation_boundaries', 'agreement', 'attention', 'binary_soft_target', 'body_head', 'born_again', 'cassava_dls', 'channel_wise',
-    'class_mask', 'clr_schedule', 'compare', 'correlation_congruence', 'crd', 'decoupled_kd', 'digits_dls', 'dist', 'distill_chain', 'ece',
-    'factor_transfer', 'fitnet', 'fsp', 'gtsrb_dls', 'gtsrb_names', 'gtsrb_test_dl', 'huber', 'layer_names', 'logits', 'mhist_dls', 'mnist_dls',
-    'multi_level', 'nll', 'normalized_kd', 'nst', 'ofd',
-    'pair_layers', 'paired_interval', 'pkt', 'plot_attention', 'plot_calibration', 'plot_confusion_change', 'plot_disagreements',
-    'plot_losses', 'plot_pareto', 'plot_soft_targets', 'plot_temperature', 'report', 'review_kd', 'rkd', 'sample', 'similarity',
-    'soft_target', 'split_at', 'style', 'teacher_bounded', 'teacher_free', 'test_time_aug', 'trial', 'vid', 'warm_up',
-    'weighted_soft_label']
+    'ActivationBoundaries', 'Attention', 'BinarySoftTarget', 'CRD', 'ChannelWise', 'CorrelationCongruence', 'DIST', 'DecoupledKD', 'FSP',
+    'FactorTransfer', 'FasterHead', 'FitNet', 'Huber', 'KnowledgeDistillation', 'LearnableT', 'Logits', 'MeanTeacher', 'MultiLevel',
+    'MutualLearning', 'NST', 'NormalizedKD', 'OFD', 'PKT', 'PartialCategoryBlock', 'RKD', 'Resume', 'ReviewKD', 'ShortEpochs', 'Similarity',
+    'SoftTarget', 'TTAEvaluator', 'Teacher', 'TeacherBounded', 'TeacherFree', 'VID', 'WeightedSoftLabel', 'activation_boundaries',
+    'agreement', 'attention', 'binary_soft_target', 'body_head', 'born_again', 'calibrate', 'cassava_dls', 'channel_wise', 'class_mask',
+    'clr_schedule', 'compare', 'correlation_congruence', 'crd', 'decoupled_kd', 'digits_dls', 'dist', 'distill_chain', 'ece',
+    'factor_transfer', 'fitnet', 'fsp', 'gtsrb_dls', 'gtsrb_names', 'gtsrb_test_dl', 'huber', 'layer_names', 'logits', 'mhist_dls',
+    'mnist_dls', 'multi_level', 'nll', 'normalized_kd', 'nst', 'ofd', 'pair_layers', 'paired_interval', 'pkt', 'plot_attention',
+    'plot_calibration', 'plot_confusion_change', 'plot_disagreements', 'plot_losses', 'plot_pareto', 'plot_soft_targets',
+    'plot_temperature', 'report', 'review_kd', 'rkd', 'sample', 'similarity', 'soft_target', 'split_at', 'style', 'teacher_bounded',
+    'teacher_free', 'test_time_aug', 'trial', 'vid', 'warm_up', 'weighted_soft_label']
