@@ -36,7 +36,7 @@ def images(
         x = _first_input(b)
         if not (isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] in (1,3)):
             what = f'{type(x).__name__} of shape {tuple(x.shape)}' if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"`dl` has inputs of type {what}: this plot shows images, (B, C, H, W) with 1 or 3 channels")
+            raise ValueError(f"`dl` has inputs of type {what}: this plot shows images: give data with inputs (B, C, H, W) of 1 or 3 channels")
         return [_to_array(o[0]) for o in sub.decode_batch(b, max_n=len(idxs))],b
 
 def image_loaders(
@@ -89,7 +89,9 @@ def truth(
 def _logits(teacher, dl):
     "Logits of the teacher for all items of `dl`, and the targets; those of a model that returns probabilities are their logarithms"
     kind = type(getattr(teacher, 'loss_func', None)).__name__
-    if 'BCE' in kind: raise ValueError(f"teacher: it was trained with {kind}, several labels per item: this plot is for single-label tasks")
+    if 'BCE' in kind:
+        raise ValueError(f"teacher: it was trained with {kind}, several labels per item: this plot is for single-label tasks, "
+                         "give a teacher that was trained with `CrossEntropyLossFlat`")
     z,targs = outputs(teacher, dl, act=noop)
     one_label(z, targs, 'teacher')
     return (z.clamp(min=1e-12).log() if is_prob(z) and is_exclusive(z) else z).float(),targs
