@@ -36,7 +36,8 @@ def images(
         x = _first_input(b)
         if not (isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] in (1,3)):
             what = f'{type(x).__name__} of shape {tuple(x.shape)}' if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"`dl` has inputs of type {what}: this plot shows images: give data with inputs (B, C, H, W) of 1 or 3 channels")
+            raise ValueError(f"`dl` has inputs of type {what}: this plot shows images, give data with inputs (B, C, H, W), "
+                             "of 1 or 3 channels")
         return [_to_array(o[0]) for o in sub.decode_batch(b, max_n=len(idxs))],b
 
 def image_loaders(
