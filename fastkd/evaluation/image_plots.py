@@ -260,8 +260,8 @@ def _map_pairs(pairs, fs, ft, chosen):
     found = [(p,a,b) for p,a,b in zip(pairs, fs, ft) if a is not None and b is not None]
     if found and (len(found) == len(pairs) or not chosen): return found if chosen else found[-4:]
     bad = next(p for p,a,b in zip(pairs, fs, ft) if a is None or b is None)
-    raise ValueError(f"`layers` has {bad}, whose features are not maps: choose layers with outputs (B, C, H, W), or tokens, from "
-                     "`layer_names(model, x)`")
+    raise ValueError(f"`layers` has {bad}, whose features are not maps: choose layers before the pooling, with outputs (B, C, H, W), "
+                     "or layers with tokens, from `layer_names(model, x)`")
 
 def _paired_maps(student, teacher, xs, xt, layers, size):
     "Titles and attention maps, (B, *size), of student and teacher for each pair"
