@@ -195,7 +195,8 @@ cases = [
     ('bs is …: an epoch has … training images, choose from 1 to …, or a larger repeat',
      lambda: digits_dls(bs=2000), 'or a larger repeat', lambda: len(digits_dls(bs=2000, repeat=2).train)),
     ('…: all images of a class are held out, and none is left for training',
-     lambda: cassava(split(all_of_a_class)), 'delete this file to make a new split', lambda: anew(all_of_a_class)),
+     lambda: cassava(split(all_of_a_class)), 'pass the right split_file, or delete this file to make a new split',
+     lambda: [cassava(split(all_of_a_class), split_file=split(noop)/'validation_set.csv'), anew(all_of_a_class)]),
     ('classes is …: give a list of class numbers, or None for all',
      lambda: signs(classes=3), 'or None for all', lambda: [len(signs(classes=[3]).train), len(every_sign().train)]),
     ('classes has …: give class numbers from 0 to 42',
@@ -213,7 +214,7 @@ cases = [
      lambda: gtsrb_test_dl(digits_dls(), every_sign_files()), 'make it with gtsrb_dls',
      lambda: gtsrb_test_dl(every_sign(), every_sign_files())[1].tolist()),
     ('… has … images, and … has … labels',
-     lambda: mnist(labels(one_less)), "replace one of them by that of the other's data set", lambda: mnist(labels(noop))),
+     lambda: mnist(labels(one_less)), 'take both files from the same one', lambda: mnist(labels(noop))),
     ('…: label … is unknown',
      lambda: mnist(labels(lambda o: o[:-1]+bytes([25]))), 'a data set with the classes 0 to 9', lambda: mnist(labels(noop))),
 ]
