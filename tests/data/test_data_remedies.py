@@ -87,9 +87,9 @@ def renamed(to):
     (file.parent/'00004_00029.ppm').rename(file.parent/to)
     return path
 
-def on_the_web(name, *broken, to='web'):
+def on_the_web(name, *broken):
     "The files of a sample, of which those in `broken` have other contents"
-    for f in samples()[name].glob('*.gz'): Path(to, f.name).write_bytes(b'' if f.name in broken else f.read_bytes())
+    for f in samples()[name].glob('*.gz'): Path('web', f.name).write_bytes(b'' if f.name in broken else f.read_bytes())
 
 def published(monkeypatch):
     "The files of the sample are those that were published"
@@ -98,9 +98,9 @@ def published(monkeypatch):
 
 def downloaded(): return len(mnist_dls(**small).train)
 
-def labels(f, files='mnist'):
+def labels(f):
     "MNIST, whose training labels are changed by `f`"
-    path = copied(files)
+    path = copied('mnist')
     file = path/'train-labels-idx1-ubyte.gz'
     file.write_bytes(gzip.compress(f(gzip.decompress(file.read_bytes()))))
     return path

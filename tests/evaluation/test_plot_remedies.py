@@ -20,7 +20,6 @@ def quiet(learn, n_epoch=0):
 a,b = quiet(trained_teacher(dls, 8, 8)),quiet(trained_teacher(dls, 4, epochs=1))
 fresh = quiet(Learner(dls, cnn(4)))
 multi = quiet(Learner(dls, cnn(4), loss_func=BCEWithLogitsLossFlat()))
-five = [(np.uint8(x[...,[0,1,2,0,1]]), y) for x,y in dls.valid.items]
 
 def labelled(items): return a.dls.test_dl(list(items), with_labels=True)
 def where(agreed):
@@ -36,7 +35,7 @@ def drawn(axs):
     return res
 
 def soft(learn=a, dl=None, **kwargs): return drawn(plot_soft_targets(learn, dl, **{'n':1, 'Ts':(1,4), **kwargs}))
-def attention(layers=(('0','0'),), **kwargs): return drawn(plot_attention(b, a, layers=layers, n=1, **kwargs))
+def attention(layers): return drawn(plot_attention(b, a, layers=layers, n=1))
 def losses(before=noop, n_epoch=1, after=noop):
     learn = quiet(Learner(dls, cnn(4), metrics=accuracy), n_epoch)
     before(learn)
