@@ -8,7 +8,7 @@ __all__ = ['main']
 def _int_from(low, high=2**31):
     def _f(s):
         try: v = int(s)
-        except ValueError: raise argparse.ArgumentTypeError(f"{s!r} is not a whole number") from None
+        except ValueError: raise argparse.ArgumentTypeError(f"{s!r} is not a whole number: choose {low} or more") from None
         if low<=v<high: return v
         limit = f", below {high}" if v>=high else ''
         raise argparse.ArgumentTypeError(f"{v} is out of range: choose {low} or more{limit}")

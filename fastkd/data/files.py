@@ -100,7 +100,7 @@ def _download(url, md5):
     if not check_integrity(dest, md5):
         try: download_url(url, dest)
         except OSError as e:
-            raise OSError(f"{url} could not be downloaded ({e}): download it by hand, and pass its folder as `path`") from e
+            raise OSError(f"{url} could not be downloaded ({e}): call again, or first download it by hand into {dest.parent}") from e
     if check_integrity(dest, md5): return dest
     raise OSError(f"{dest} is not the published file, its MD5 sum is not {md5}: delete it and try again, or pass `path`")
 

@@ -30,7 +30,7 @@ def _class_numbers(classes):
     if isinstance(classes, str) or not hasattr(classes, '__len__') or not len(classes):
         raise ValueError(f"classes is {classes!r}: give a list of class numbers, or None for all")
     wrong = [c for c in classes if str(c) not in known]
-    if wrong: raise ValueError(f"classes has {wrong[0]!r}: GTSRB has the classes 0 to 42")
+    if wrong: raise ValueError(f"classes has {wrong[0]!r}: give class numbers from 0 to 42; gtsrb_names has their names")
     return sorted({known[str(c)] for c in classes})
 
 # %% ../../nbs/data/04_gtsrb.ipynb #2f25c475
@@ -40,7 +40,9 @@ def _read_class(folder, c):
     df = read_table(file, ['Filename','ClassId'], sep=';')
     check_classes(file, df.ClassId, [str(c)])
     odd = [o for o in df.Filename if not re.fullmatch(r'\d+_\d+\.\w+', o)]
-    if odd: raise ValueError(f"{file}: {odd[0]!r} says no track: the names are of the form 00001_00029.ppm, for track 1 and frame 29")
+    if odd:
+        raise ValueError(f"{file}: {odd[0]!r} says no track: restore the original name, which is of the form 00001_00029.ppm, "
+                         "for track 1 and frame 29")
     return [file.parent/o for o in sorted(df.Filename)]
 
 def _track(f): return f.name.split('_')[0]

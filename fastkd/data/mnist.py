@@ -51,8 +51,11 @@ def _part(path, name):
     "(image, label) of each image of a part, 'train' or 't10k'"
     fx,fy = _find(path, f'{name}-images-idx3-ubyte'),_find(path, f'{name}-labels-idx1-ubyte')
     x,y = read_idx(fx, 3),read_idx(fy, 1)
-    if len(x) != len(y): raise ValueError(f"{fx} has {len(x)} images, and {fy} has {len(y)} labels: the files are of different data sets")
-    if len(y) and y.max() > 9: raise ValueError(f"{fy}: label {y.max()} is unknown: the classes are 0 to 9")
+    if len(x) != len(y):
+        raise ValueError(f"{fx} has {len(x)} images, and {fy} has {len(y)} labels: they belong to different data sets, "
+                         "take both files from the same one")
+    if len(y) and y.max() > 9:
+        raise ValueError(f"{fy}: label {y.max()} is unknown: give the files of a data set with the classes 0 to 9, such as MNIST")
     return list(zip(x, y.astype(str).tolist()))
 
 # %% ../../nbs/data/07_mnist.ipynb #3af394a0

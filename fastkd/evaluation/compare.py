@@ -230,6 +230,8 @@ class _Outputs(nn.Module):
     def __init__(self, module):
         super().__init__()
         self.module = module
+        if first(module.parameters()) is None:  # fastai looks for the device of a parameter
+            self.place = nn.Parameter(torch.zeros((), device=_device(module)), requires_grad=False)
     def forward(self, *xb): return model_output(self.module(*xb))
 
 def _check_dl(name, dl, learn, own):

@@ -36,7 +36,8 @@ def images(
         x = _first_input(b)
         if not (isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] in (1,3)):
             what = f'{type(x).__name__} of shape {tuple(x.shape)}' if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"`dl` has inputs of type {what}: this plot shows images, (B, C, H, W) with 1 or 3 channels")
+            raise ValueError(f"`dl` has inputs of type {what}: this plot shows images, give data with inputs (B, C, H, W), "
+                             "of 1 or 3 channels")
         return [_to_array(o[0]) for o in sub.decode_batch(b, max_n=len(idxs))],b
 
 def image_loaders(
@@ -89,7 +90,9 @@ def truth(
 def _logits(teacher, dl):
     "Logits of the teacher for all items of `dl`, and the targets; those of a model that returns probabilities are their logarithms"
     kind = type(getattr(teacher, 'loss_func', None)).__name__
-    if 'BCE' in kind: raise ValueError(f"teacher: it was trained with {kind}, several labels per item: this plot is for single-label tasks")
+    if 'BCE' in kind:
+        raise ValueError(f"teacher: it was trained with {kind}, several labels per item: this plot is for single-label tasks, "
+                         "give a teacher that was trained with `CrossEntropyLossFlat`")
     z,targs = outputs(teacher, dl, act=noop)
     one_label(z, targs, 'teacher')
     return (z.clamp(min=1e-12).log() if is_prob(z) and is_exclusive(z) else z).float(),targs
@@ -257,8 +260,8 @@ def _map_pairs(pairs, fs, ft, chosen):
     found = [(p,a,b) for p,a,b in zip(pairs, fs, ft) if a is not None and b is not None]
     if found and (len(found) == len(pairs) or not chosen): return found if chosen else found[-4:]
     bad = next(p for p,a,b in zip(pairs, fs, ft) if a is None or b is None)
-    raise ValueError(f"`layers` has {bad}, whose features are not maps: choose layers with outputs (B, C, H, W), or tokens, from "
-                     "`layer_names(model, x)`")
+    raise ValueError(f"`layers` has {bad}, whose features are not maps: choose layers before the pooling, with outputs (B, C, H, W), "
+                     "or layers with tokens, from `layer_names(model, x)`")
 
 def _paired_maps(student, teacher, xs, xt, layers, size):
     "Titles and attention maps, (B, *size), of student and teacher for each pair"

@@ -231,8 +231,10 @@ _costs = dict(parameters='parameters', flops='FLOPs per item', size_mb='size (MB
 def _cost(comparison, x):
     "The column of `comparison` for the cost `x`, and its label"
     costs = [o for o in comparison if o in _costs or o.startswith('latency_ms_')]
-    col = next((o for o in costs if o.startswith('latency_ms_')), x) if x == 'latency' else x
-    if col not in costs: raise ValueError(f"`x` is {x!r}: choose 'latency' or one of the costs that were compared, {', '.join(costs)}")
+    latency = [o for o in costs if o.startswith('latency_ms_')]
+    col = latency[0] if x == 'latency' and latency else x
+    if col not in costs:
+        raise ValueError(f"`x` is {x!r}, which was not compared: choose from {', '.join([*['latency']*bool(latency), *costs])}")
     n = col.removeprefix('latency_ms_')
     return col,_costs.get(col, f"latency for {'one item' if n=='1' else f'a batch of {n} items'} (ms)")
 

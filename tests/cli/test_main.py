@@ -64,7 +64,7 @@ with learn.no_bar(): print(sum(p.numel() for p in learn.model.parameters()), len
 
 @pytest.mark.parametrize('args,code,msg', [
     ([], 2, 'required'), (['demos'], 2, 'invalid choice'), (['demo','--oops'], 2, 'unrecognized'),
-    (['demo','--epochs','0'], 2, '0 is out of range: choose 1 or more'), (['demo','--epochs','x'], 2, "'x' is not a whole number"),
+    (['demo','--epochs','0'], 2, '0 is out of range: choose 1 or more'), (['demo','--epochs','x'], 2, "'x' is not a whole number: choose 1 or more"),
     (['demo','--seed','-1'], 2, 'choose 0 or more')], ids=str)
 def test_wrong_arguments_exit_with_2(args, code, msg, capsys):
     with pytest.raises(SystemExit) as e: main(args)

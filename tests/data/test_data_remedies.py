@@ -1,16 +1,25 @@
 "What the errors of the data sets advise works"
-import os, shutil, tempfile
+import gzip, hashlib, os, shutil, tempfile
 from functools import cache
 
+import fastkd.data.gtsrb, fastkd.data.mnist
+from fastai.data.external import fastai_cfg
 from fastai.vision.all import *
 from fastkd.all import *
 from fastkd.data.files import check_classes, read_table
 from fastkd.data.items import hold_out
 from fastkd.data.mnist import read_idx
 from remedies import *
+from test_gtsrb import csv_of, write_class, write_test
+from torchvision.datasets import MNIST
 
 @pytest.fixture(autouse=True)
-def in_a_new_folder(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)
+def in_a_new_folder(tmp_path, monkeypatch):
+    "With fastai's folders in it, and a folder beside them as the web, from which the data sets are downloaded"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'web').mkdir()
+    for o in ('data','archive'): monkeypatch.setitem(fastai_cfg().d, o, str(tmp_path/o))
+    for o in (fastkd.data.mnist, fastkd.data.gtsrb): monkeypatch.setattr(o, '_url', (tmp_path/'web').as_uri()+'/')
 
 @cache
 def samples():
@@ -58,6 +67,45 @@ def idx(data):
 def read_all(path):
     "Every image once"
     return [b for dl in mhist_dls(path, **small, batch_tfms=[]).loaders for b in dl.new(shuffle=False, drop_last=False)]
+
+def signs(**kwargs): return gtsrb_dls(gtsrb_files(), **{'classes':[3,14], **small, **kwargs})
+def gtsrb_files(tracks=(5,11)):
+    "A folder with two classes of GTSRB and four test images"
+    path = Path(tempfile.mkdtemp(dir='.'))
+    for c,n in zip((3,14), tracks): write_class(path, c, n)
+    write_test(path, [14,3,14,14])
+    return path
+
+def few_tracks(**kwargs):
+    "Class 14 has a single track"
+    return len(gtsrb_dls(gtsrb_files((5,1)), **{'classes':[3,14], **small, **kwargs}).train)
+
+def renamed(to):
+    path = gtsrb_files()
+    file = csv_of(path)
+    file.write_text(file.read_text().replace('00004_00029.ppm', to))
+    (file.parent/'00004_00029.ppm').rename(file.parent/to)
+    return path
+
+def on_the_web(name, *broken):
+    "The files of a sample, of which those in `broken` have other contents"
+    for f in samples()[name].glob('*.gz'): Path('web', f.name).write_bytes(b'' if f.name in broken else f.read_bytes())
+
+def published(monkeypatch):
+    "The files of the sample are those that were published"
+    def md5(n): return hashlib.md5((samples()['mnist']/n).read_bytes()).hexdigest()
+    monkeypatch.setattr(MNIST, 'resources', [(n, md5(n)) for n,_ in MNIST.resources])
+
+def downloaded(): return len(mnist_dls(**small).train)
+
+def labels(f):
+    "MNIST, whose training labels are changed by `f`"
+    path = copied('mnist')
+    file = path/'train-labels-idx1-ubyte.gz'
+    file.write_bytes(gzip.compress(f(gzip.decompress(file.read_bytes()))))
+    return path
+
+def one_less(data): return data[:7] + bytes([data[7]-1]) + data[8:-1]
 
 good = bytes([0,0,8,1,0,0,0,2,3,4])
 
@@ -146,7 +194,85 @@ cases = [
      lambda: digits_dls(repeat=0), '1 or more', lambda: len(digits_dls(repeat=1).train)),
     ('bs is …: an epoch has … training images, choose from 1 to …, or a larger repeat',
      lambda: digits_dls(bs=2000), 'or a larger repeat', lambda: len(digits_dls(bs=2000, repeat=2).train)),
+    ('…: all images of a class are held out, and none is left for training',
+     lambda: cassava(split(all_of_a_class)), 'pass the right split_file, or delete this file to make a new split',
+     lambda: [cassava(split(all_of_a_class), split_file=split(noop)/'validation_set.csv'), anew(all_of_a_class)]),
+    ('classes is …: give a list of class numbers, or None for all',
+     lambda: signs(classes=3), 'or None for all', lambda: [len(signs(classes=[3]).train), len(every_sign().train)]),
+    ('classes has …: give class numbers from 0 to 42',
+     lambda: signs(classes=['Stop']), 'gtsrb_names has their names', lambda: len(signs(classes=[number('Stop')]).train)),
+    ('split is …: choose \'track\' (the first tracks) or \'random\' (random tracks)',
+     lambda: signs(split='file'), "'random'", lambda: [len(signs(split=o).train) for o in ('track','random')]),
+    ('valid_pct is …: no whole track of 30 images would be in one of the parts for class …',
+     lambda: signs(valid_pct=.1), 'change valid_pct', lambda: len(signs(valid_pct=.2).train)),
+    ('valid_pct is …: no whole track of 30 images would be in one of the parts for class …',
+     lambda: few_tracks(), 'leave these classes out', lambda: [few_tracks(classes=[3]), few_tracks(full=True)]),
+    ('…: … says no track',
+     lambda: gtsrb_dls(renamed('stop.ppm'), classes=[3], **small), 'restore the original name',
+     lambda: len(gtsrb_dls(renamed('00004_00029.ppm'), classes=[3], **small).train)),
+    ('dls has no class … in its vocabulary',
+     lambda: gtsrb_test_dl(digits_dls(), every_sign_files()), 'make it with gtsrb_dls',
+     lambda: gtsrb_test_dl(every_sign(), every_sign_files())[1].tolist()),
+    ('… has … images, and … has … labels',
+     lambda: mnist(labels(one_less)), 'take both files from the same one', lambda: mnist(labels(noop))),
+    ('…: label … is unknown',
+     lambda: mnist(labels(lambda o: o[:-1]+bytes([25]))), 'a data set with the classes 0 to 9', lambda: mnist(labels(noop))),
 ]
+
+def all_of_a_class(held):
+    table = pd.read_csv(samples()['cassava']/'train.csv', dtype=str)
+    return pd.concat([held[held.label!='3'], table[table.label=='3']])
+
+def number(name):
+    "The class of a sign, as `gtsrb_names` of a table from the web says"
+    Path('signnames.csv').write_text('ClassId,SignName\n3,Speed limit (60km/h)\n14,Stop\n')
+    return {v: k for k,v in gtsrb_names('.').items()}[name]
+
+@cache
+def every_sign_files():
+    "All 43 classes, of two tracks"
+    path = Path(tempfile.mkdtemp())
+    for c in range(43): write_class(path, c, 2)
+    write_test(path, [14,3,14,42])
+    return path
+
+def every_sign(): return gtsrb_dls(every_sign_files(), valid_pct=.5, **small)
 
 @parametrize(cases)
 def test_the_advice_works(key, wrong, advice, right): check(key, wrong, advice, right)
+
+def test_a_file_that_could_not_be_downloaded_is_put_into_the_folder(monkeypatch):
+    published(monkeypatch)
+    on_the_web('mnist')
+    lost = Path('web/t10k-labels-idx1-ubyte.gz').rename('lost')
+    def by_hand():
+        shutil.copy(lost, fastai_cfg().path('archive')/'t10k-labels-idx1-ubyte.gz')
+        return downloaded()
+    check('… could not be downloaded (…)', downloaded, f"download it by hand into {Path('archive').absolute()}", by_hand)
+
+def test_a_file_that_could_not_be_downloaded_is_there_the_next_time(monkeypatch):
+    published(monkeypatch)
+    def later():
+        on_the_web('mnist')
+        return downloaded()
+    check('… could not be downloaded (…)', downloaded, 'call again', later)
+
+def test_an_archive_that_could_not_be_downloaded_is_put_into_the_folder(monkeypatch):
+    monkeypatch.setattr(fastkd.data.gtsrb, '_archives', [(n,None) for n,_ in fastkd.data.gtsrb._archives])
+    def by_hand():
+        for name,folder in (('Training_Images', 'Final_Training'), ('Test_Images', 'Final_Test'), ('Test_GT', 'Final_Test')):
+            shutil.make_archive(f'archive/GTSRB_Final_{name}', 'zip', every_sign_files(), folder)
+        return len(gtsrb_dls(valid_pct=.5, **small).train)
+    check('… could not be downloaded (…)', lambda: gtsrb_dls(**small), 'download it by hand into', by_hand)
+
+def test_a_file_that_is_not_the_published_one(monkeypatch):
+    published(monkeypatch)
+    name = MNIST.resources[2][0]
+    on_the_web('mnist', name)
+    def again():
+        Path('archive', name).unlink()
+        on_the_web('mnist')
+        return downloaded()
+    key = '… is not the published file, its MD5 sum is not …'
+    check(key, downloaded, 'or pass `path`', lambda: mnist(samples()['mnist']))
+    check(key, downloaded, 'delete it and try again', again)

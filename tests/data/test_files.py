@@ -70,7 +70,7 @@ def test_an_old_archive_with_another_checksum_is_downloaded_again(web, tmp_path)
     assert (fetch('things', [((web/'b.gz').as_uri(), md5(web/'b.gz'))])/'b.gz').read_text() == 'right'
 
 def test_no_network_says_what_to_do(web):
-    with pytest.raises(OSError, match=r'web/none.zip could not be downloaded .*download it by hand'):
+    with pytest.raises(OSError, match=r'web/none.zip could not be downloaded .*download it by hand into .*archive'):
         fetch('things', [((web/'none.zip').as_uri(), None)])
 
 def test_a_broken_archive_leaves_no_data_folder(web, tmp_path):

@@ -159,7 +159,7 @@ def test_names(few):
 # What a broken folder is told
 
 @pytest.mark.parametrize('kw,msg', [
-    (dict(classes=[3,43]), 'classes has 43.*0 to 42'), (dict(classes=['Stop']), "classes has 'Stop'"), (dict(classes=[]), 'classes is'),
+    (dict(classes=[3,43]), 'classes has 43.*from 0 to 42'), (dict(classes=['Stop']), "classes has 'Stop'"), (dict(classes=[]), 'classes is'),
     (dict(classes=3), 'classes is 3'), (dict(split='file'), "split is 'file'"), (dict(valid_pct=0), 'valid_pct is 0'),
     (dict(valid_pct=1), 'valid_pct is 1'),
     (dict(n=3), 'n is 3: choose from 4'), (dict(n=10**6), 'n is 1000000'), (dict(bs=0), 'bs is 0'),

@@ -207,6 +207,19 @@ def test_modules_alone_need_data_and_metrics(students, dls):
     fails('`metrics` is None, but no model is a `Learner`', {'net': net}, dls.valid)
     fails(r"`dl` is None, but there is no validation set for `models\['net'\]`", {'net': net}, metrics=accuracy)
 
+def test_a_module_without_parameters(teacher, dls):
+    "A baseline: the nearest of the classes' mean images"
+    class Nearest(nn.Module):
+        def __init__(self, means):
+            super().__init__()
+            self.register_buffer('means', means)
+        def forward(self, x): return -torch.cdist(x.flatten(1).as_subclass(Tensor), self.means)
+    x,y = (torch.cat(o).as_subclass(Tensor) for o in zip(*dls.valid))
+    near = Nearest(torch.stack([x[y==c].mean(0).flatten() for c in range(3)]))
+    res = quick({'t': teacher, 'near': near})
+    close(res.accuracy['near'], (near(x).argmax(1) == y).float().mean().item())
+    assert res.parameters['near'] == 0 and res.size_mb['near'] > 0
+
 def test_a_module_that_returns_a_dict(students):
     class Dict(nn.Module):
         def __init__(self, net):

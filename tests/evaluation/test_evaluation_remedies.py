@@ -137,6 +137,8 @@ cases = [
      lambda: tta(beta=2), 'from 0', lambda: [tta(beta=o) for o in (0,1)]),
     ('`max_cache` is …: give a size in GiB, or 0 to cache nothing',
      lambda: tta(max_cache=-1), 'or 0 to cache nothing', lambda: tta(max_cache=0)),
+    ('decoded items exceed `max_cache`=… GiB',
+     lambda: tta(max_cache=1e-6), 'raise `max_cache`, or set it to 0', lambda: [tta(max_cache=o) for o in (1e-3,0)]),
     ('the number of augmentations is …',
      lambda: tta(n_augs=(-1,)), '0 for plain predictions', lambda: tta(n_augs=(0,))),
     ('`metric` is …: give a single metric, or use `TTAEvaluator(...).curve` for several',

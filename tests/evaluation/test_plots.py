@@ -390,7 +390,7 @@ def test_a_model_without_interval_has_no_bar():
 def test_errors_of_pareto():
     with pytest.raises(ValueError, match="`metric` is 'f1', which the comparison doesn't have: choose from accuracy, nll"):
         plot_pareto(comparison(), 'f1')
-    with pytest.raises(ValueError, match="`x` is 'speed': choose 'latency' or one of the costs .* parameters, flops"):
+    with pytest.raises(ValueError, match="`x` is 'speed', which was not compared: choose from latency, parameters, flops"):
         plot_pareto(comparison(), x='speed')
     for none in (np.nan, 0.):
         with pytest.raises(ValueError, match="`comparison` has no model with both 'accuracy' and 'flops'"):
