@@ -177,7 +177,7 @@ def tint(x:TensorImage): return x.float() + 60*torch.randn(len(x), 3, 1, 1)
 tints = [RandTransform(enc=tint, p=1.)]
 def many(tfms=None): return image_dls(n=192, bs=16, size=8, batch_tfms=tfms)
 @cache
-def by_heart(): return trained_teacher(many(), 16, 16, epochs=15)
+def by_heart(): return trained_teacher(many(), 16, epochs=6)
 @cache
 def of_more():
     "A teacher that has learned from more data"
