@@ -48,7 +48,8 @@ def table(colours='rgb', conts=('a','b')):
     df = pd.DataFrame({'colour': [colours[i%len(colours)] for i in range(64)], **{o: rng.normal(size=64) for o in conts}})
     df['label'] = np.where(df.colour == 'r', 'yes', np.where(df[conts[0]] > 0, 'no', 'maybe'))
     return TabularDataLoaders.from_df(df, procs=[Categorify, FillMissing, Normalize], cat_names=['colour'], cont_names=[*conts],
-                                      y_names='label', y_block=CategoryBlock(), valid_idx=[*range(48,64)], bs=16, num_workers=0, device='cpu')
+                                      y_names='label', y_block=CategoryBlock(), valid_idx=[*range(48,64)], bs=16,
+                                      num_workers=0, device='cpu')
 def tabular(dls, n=0): return quiet(seeded(tabular_learner, dls, layers=[8], loss_func=CrossEntropyLossFlat()), n)
 def of_table(t, **kwargs):
     learn = tabular(table(**kwargs))
