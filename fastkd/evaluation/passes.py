@@ -153,8 +153,6 @@ class Pass(NamedTuple):
     seconds:float
     states:dict=None # random states after an augmented pass
 
-def _no_loss(*args): return torch.tensor(0.)  # the learner's own can fail for items without a label
-
 class Passes:
     "One plain pass and any number of augmented passes of `learn` over `loader`, kept until the model changes"
     def __init__(self,
@@ -192,7 +190,8 @@ class Passes:
         "Predict all items once, with training transforms (`split_idx` 0) or with validation transforms (1)"
         start,back = time.perf_counter(),FlipBack()
         act = getcallable(self.learn.loss_func, 'activation')
-        with dl.dataset.set_split_idx(split_idx), contextmanager(replacing_yield)(self.learn, 'loss_func', _no_loss):
+        def no_loss(*args): return torch.tensor(0.)  # the learner's own can fail for items without a label
+        with dl.dataset.set_split_idx(split_idx), contextmanager(replacing_yield)(self.learn, 'loss_func', no_loss):
             preds,targs = self.learn.get_preds(dl=dl, inner=True, act=act, cbs=None if split_idx else back)
         secs = time.perf_counter()-start
         if back.rest and not self.aug: warn_user(_not_undone(back.rest))
