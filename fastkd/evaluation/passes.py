@@ -189,7 +189,10 @@ class Passes:
     def _pass(self, dl, split_idx):
         "Predict all items once, with training transforms (`split_idx` 0) or with validation transforms (1)"
         start,back = time.perf_counter(),FlipBack()
-        with dl.dataset.set_split_idx(split_idx): preds,targs = self.learn.get_preds(dl=dl, inner=True, cbs=None if split_idx else back)
+        act = getcallable(self.learn.loss_func, 'activation')
+        def no_loss(*args): return torch.tensor(0.)  # the learner's own can fail for items without a label
+        with dl.dataset.set_split_idx(split_idx), contextmanager(replacing_yield)(self.learn, 'loss_func', no_loss):
+            preds,targs = self.learn.get_preds(dl=dl, inner=True, act=act, cbs=None if split_idx else back)
         secs = time.perf_counter()-start
         if back.rest and not self.aug: warn_user(_not_undone(back.rest))
         if split_idx: self.plain = Pass(preds, targs, secs)

@@ -17,7 +17,8 @@ class EvalItems:
     def __init__(self,
         dl:DataLoader, # fastai data loader of the items to evaluate
         train_ds, # training `Datasets` of the learner, which knows the number of inputs and the class names
-        y_true=None # true classes, (N,) in dataset order, used instead of the labels of `dl`
+        y_true=None, # true classes, (N,) in dataset order, used instead of the labels of `dl`
+        mask=None # booleans, (N,) in dataset order; `y_true` may be -1, no label, for items that don't count
     ):
         _check_dl(dl)
         self.dl = dl
@@ -25,7 +26,7 @@ class EvalItems:
         with keep_rng(): self.idxs = sorted(range(dl.n) if dl.shuffle else dl.get_idxs())
         self.vocab = _target_vocab(train_ds)
         if not self.idxs: _raise_empty()
-        self.y_true = None if y_true is None else _check_y_true(as_targets(y_true), self.n_items, self.vocab)
+        self.y_true = None if y_true is None else _check_y_true(as_targets(y_true), self.n_items, self.vocab, mask)
 
     @property
     def n_items(self)->int:
@@ -83,13 +84,14 @@ def _check_dl(dl):
     raise TypeError(f"`dl` is a {type(dl).__name__} without a fastai `Datasets`, whose transforms do the augmentation: "
                     "create it with `learn.dls.test_dl`")
 
-def _check_y_true(y, n, vocab):
-    "`y` if it has `n` entries that fit `vocab`"
+def _check_y_true(y, n, vocab, mask):
+    "`y` if it has `n` entries, and those in `mask` fit `vocab`"
     if len(y) != n:
         raise ValueError(f"`y_true` has {len(y)} entries, but `dl` has {n} items: give one entry per item, in dataset order")
-    if y.ndim == 1 and vocab is not None and not y.is_floating_point() and not 0 <= y.min() <= y.max() < len(vocab):
-        raise ValueError(f"`y_true` goes from {y.min()} to {y.max()}, but the {len(vocab)} classes are numbered from 0: "
-                         "map your labels to their indexes in `learn.dls.vocab`")
+    seen = y if mask is None else y[as_row_mask(mask, n)]
+    if y.ndim == 1 and vocab is not None and not y.is_floating_point() and not 0 <= seen.min() <= seen.max() < len(vocab):
+        raise ValueError(f"`y_true` goes from {seen.min()} to {seen.max()}, but the {len(vocab)} classes are numbered from 0: map your "
+                         "labels to their indexes in `learn.dls.vocab`, and leave out items without a label, -1, with `mask`")
     return y
 
 def _raise_empty():

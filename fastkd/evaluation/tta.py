@@ -49,7 +49,7 @@ class TTAEvaluator(GetAttr):
         _check_options(beta, max_cache)
         self.learn,self.beta,self.use_max = learn,beta,use_max
         own = dl is None
-        self.items = EvalItems(learn.dls[1] if own else dl, learn.dls[0].dataset, y_true)
+        self.items = EvalItems(learn.dls[1] if own else dl, learn.dls[0].dataset, y_true, mask)
         self.mask = self.items.rows(mask, classes, invert)
         self.cols = self.items.columns(pred_classes)
         threads = min(16, defaults.cpus) if threads is None else threads

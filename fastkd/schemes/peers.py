@@ -188,6 +188,7 @@ class Peers:
 
     def load_state_dict(self, sd): # from `state_dict`
         "Restore `sd`; ValueError if it belongs to other peers"
-        if len(sd['peers']) != len(self): raise ValueError(f"the file has {len(sd['peers'])} peers, but there are {len(self)}")
+        if len(sd['peers']) != len(self):
+            raise ValueError(f"the file has {len(sd['peers'])} peers, but there are {len(self)}: give as many, or use another name")
         for p,s in zip(self, sd['peers']): load_learner_state(p, s)
         self.streams = [[o.cpu() for o in s] for s in sd['streams']]

@@ -87,8 +87,8 @@ def _with_bar(bar, n_epoch):
 
 def _warn_if_diverged(row):
     if math.isfinite(row['valid_loss']): return
-    warn_user(f"methods[{row['method']!r}], seed {row['seed']}: valid_loss is {row['valid_loss']}: the learning rate may be too high, "
-                "or a training batch without any label made the loss nan")
+    warn_user(f"methods[{row['method']!r}], seed {row['seed']}: valid_loss is {row['valid_loss']}: try a lower learning rate, and "
+                "see that no item is nan and that every validation batch has a label")
 
 def _train_all(runner, finished, note, has_bar):
     "Train the runs that are not finished; an exception gets the finished ones, a `Trial`, as its attribute `trial`"

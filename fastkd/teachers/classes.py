@@ -22,6 +22,7 @@ def class_names(
 )->list: # or None if the target has no vocabulary
     "The names of the classes that `dls` predicts, as strings in the order of the model's outputs"
     targets = target_lists(dls)
+    if targets and not hasattr(targets[i], 'vocab') and 'vocab' not in vars(dls): return None  # that of `dls` would be of the inputs
     v = getattr(targets[i] if len(targets) > 1 else dls, 'vocab', None)
     if v is None or not len(v): return None
     if not isinstance(v[-1], str) and hasattr(v[-1], '__len__'): v = v[-1]

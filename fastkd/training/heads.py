@@ -204,7 +204,8 @@ class Heads:
         for h,z in zip((self.first, *self), self.preds.values()):
             if h.objective.reads_preds and not self.losses: self._compare_shapes(h, z)
         if not any(h.objective.terms for h in (self.first, *self)):
-            raise ValueError(f"no output of the student can be distilled: {'; '.join(self.left_out)}")
+            raise ValueError(f"no output of the student can be distilled: {'; '.join(self.left_out)}. Give a teacher that predicts one of "
+                             "them, or losses on layers")
 
     def _compare_shapes(self, h, z):
         cols = h.teachers.columns

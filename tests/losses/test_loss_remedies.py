@@ -1,5 +1,5 @@
 "What the errors of losses and of layers advise works"
-from functools import partial
+from functools import cache, partial
 
 from fastai.vision.all import *
 from fastkd.all import *
@@ -197,7 +197,22 @@ cases = [
     ('layers=…: this layer was not called in the last forward pass',
      lambda: record(Unused(), 'b', p), 'choose one of `layer_names(model, x)`',
      lambda: record(Unused(), first(layer_names(Unused(), p)), p)),
+    ('layers=… can mean two things',
+     lambda: FitNet(layers=('0','1')), "give ['0', '1'] for two layers, each with the teacher's layer of the same name, or [('0', '1')]",
+     lambda: [distilled(FitNet(layers=o, weight=1)) for o in (['0','1'], [('0','1')])]),
+    ('… has no argument … (…=…)',
+     lambda: SoftTarget(temperature=2), "this is called 'T' here: T=2", lambda: distilled(SoftTarget(T=2))),
+    ('… has no argument … (…=…)',
+     lambda: KnowledgeDistillation(net, temperature=2), 'give it as loss=SoftTarget(T=2)', lambda: distilled(loss=SoftTarget(T=2))),
 ]
+
+dls = image_dls(n=48, bs=8, size=8)
+@cache
+def teacher(): return trained_teacher(dls, 8, 8, epochs=12)
+def distilled(loss):
+    learn = Learner(dls, seeded(cnn, 4, 4), cbs=KnowledgeDistillation(teacher(), loss))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    return learn
 
 @parametrize(cases)
 def test_the_advice_works(key, wrong, advice, right): check(key, wrong, advice, right)

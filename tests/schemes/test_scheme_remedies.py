@@ -159,7 +159,63 @@ cases = [
      lambda: chain(), 'functions that each return a fresh Learner', lambda: chain(make)),
     ('mixup=…, but the callbacks already include MixUp or CutMix',
      lambda: match(True, MixUp()), 'use mixup=False, or remove that callback', lambda: [match(False, MixUp()), match(True)]),
+    ('mixup=…: a model input has dtype …, which cannot be mixed',
+     lambda: whole_numbers(1.), 'use mixup=False', lambda: whole_numbers(False)),
+    ('mutual learning: batch … has no labels',
+     lambda: mutual(on(bare), on(bare)), 'give labels, -1 for items without',
+     lambda: [mutual(on(o), on(o)) for o in (dls, some_unlabelled)]),
+    ('the file has … peers, but there are …',
+     lambda: [mutual(file='m'), mutual([make(seed=1), make(seed=2)], file='m')], 'give as many, or use another name',
+     lambda: [mutual(file='m1'), mutual(file='m1'), mutual([make(seed=1), make(seed=2)], file='m2')]),
+    ('methods[…] learns from labels alone, but the training data has none',
+     lambda: run(make=lambda: on(bare)), 'leave this method out', lambda: run({'distilled': dict(weight=1)}, make=lambda: on(bare))),
+    ('file=… can\'t be written (…)',
+     lambda: [Path('models').mkdir(), Path('models/file').write_text(''), run(file=Path('file')/'t')], 'use another place',
+     lambda: run(file=Path('folder')/'t')),
+    ('… is missing: it had the weights of …. Delete … to start over',
+     lambda: lost('l')[1].student('alone'), "Delete 'models/l.pth' to start over",
+     lambda: started_over('l1').student('alone').validate()[0]),
+    ('methods[…], seed …: valid_loss is …',
+     lambda: trial(make, teacher, two, 1, 1, 1e30), 'try a lower learning rate', lambda: trial(make, teacher, two, 1, 1, 1e-3).runs),
+    ('methods[…], seed …: valid_loss is …',
+     lambda: run({'alone': None}, make=lambda: on(broken)), 'see that no item is nan', lambda: run({'alone': None}, make=lambda: on(dls))),
+    ('methods[…], seed …: valid_loss is …',
+     lambda: run(make=lambda: on(one_unlabelled, ignore)), 'that every validation batch has a label',
+     lambda: run(make=lambda: on(some_unlabelled, ignore))),
 ]
+
+def changed(f, train=True):
+    "The loaders with `f(i, image, label)` for item `i`, in training or validation"
+    items = [f(i, *o) for i,o in enumerate((x,y) for b in (fixed(dls, 8).train if train else dls.valid) for x,y in zip(*b))]
+    dl = DataLoader(items, bs=8, num_workers=0)
+    return DataLoaders(*((dl, dls.valid) if train else (dls.train, dl)), device='cpu')
+some_unlabelled = changed(lambda i, x, y: (x, y if i%4 else tensor(-1)))
+one_unlabelled = changed(lambda i, x, y: (x, y if i >= 8 else tensor(-1)), False)
+broken = changed(lambda i, x, y: (x if i else x*math.nan, y))
+bare = DataLoaders(DataLoader([(x,) for x,_ in some_unlabelled.train.dataset], bs=8, n_inp=1, num_workers=0), dls.valid, device='cpu')
+bare.n_inp = 1
+ignore = CrossEntropyLossFlat(ignore_index=-1)
+def on(dls, loss_func=None): return make(dls, seed=0, loss_func=loss_func or CrossEntropyLossFlat())
+
+def whole_numbers(mixup):
+    x = torch.randint(0, 5, (16,6), generator=torch.Generator().manual_seed(0))
+    dl = DataLoader(list(zip(x, x[:,0]%3)), bs=8, num_workers=0)
+    def model(seed): return seeded(lambda: nn.Sequential(nn.Embedding(5,4), nn.Flatten(), nn.Linear(24,3)), seed=seed)
+    learn,t = [make(DataLoaders(dl, dl, device='cpu'), seed=0, loss_func=CrossEntropyLossFlat()) for _ in range(2)]
+    learn.model,t.model = model(0),model(1)
+    t.fit(30, 1e-2)
+    learn.fit_match(t, 1, mixup=mixup)
+    return learn.validate()[0]
+
+def lost(file):
+    "A trial whose weights of one method are gone"
+    run(file=file)
+    os.remove(f'models/{file}_alone_0.pth')
+    return file,trial(make, teacher, two, 1, 1, 1e-3, file=file)
+
+def started_over(file):
+    os.remove(f'models/{lost(file)[0]}.pth')
+    return trial(make, teacher, two, 1, 1, 1e-3, file=file)
 
 class Uncopied(Callback):
     "Can't be copied"
