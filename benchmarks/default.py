@@ -222,8 +222,10 @@ class ScaledLogits(Callback):
 
 class CalibrateAfter(Callback):
     "`calibrate` the model after training, on 512 of the test items"
+    order,done = 100,False
     def after_fit(self):
-        dl = self.dls.valid
+        if self.done: return  # `calibrate` predicts, which ends in this event again
+        self.done,dl = True,self.dls.valid
         calibrate(self.learn, Batches(dl.x[:512], dl.y[:512], 512))
 
 def teacher_only(pred, teacher_pred):
