@@ -93,7 +93,7 @@ def _checked_head(learn):
     "The layer whose outputs are the logits of a single-label task"
     task,found = task_of(learn.loss_func),output_layer(learn.model)
     if task.kind != 'single':
-        raise ValueError(f"calibrate: the learner is for the task {kind_words(task.kind)}: it is for models with a single label per item only")
+        raise ValueError(f"calibrate: the learner is for the task {kind_words(task.kind)}: give one with a single label per item")
     if found is None or 'weight' not in found[1]._parameters:
         raise ValueError(f"calibrate: {type(learn.model).__name__} does not end in a linear layer or a convolution with weights of its own: "
                          "divide its logits by `fit_temperature(logits, labels)` instead")

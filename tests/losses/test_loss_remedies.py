@@ -89,6 +89,9 @@ cases = [
      lambda: MultiLevel(Ts=4), '(2, 3, 4, 5, 6)', lambda: MultiLevel(Ts=(2,3,4,5,6))(p, t)),
     ('standardize=True with … classes leaves only the argmax of the logits',
      lambda: SoftTarget(standardize=True)(*two()), 'use standardize=False', lambda: SoftTarget(standardize=False)(*two())),
+    ('rescale=True with standardize=True has no effect, since standardised logits have no size',
+     lambda: SoftTarget(standardize=True, rescale=True), 'leave one of them out',
+     lambda: [o(p, t) for o in (SoftTarget(standardize=True), SoftTarget(rescale=True))]),
     ('y has shape … and pred …',
      lambda: teacher_bounded(p, t, y=torch.randn(4)), 'give one target per output', lambda: teacher_bounded(p, t, y=torch.randn(4,3))),
     # Labels

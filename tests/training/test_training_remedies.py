@@ -8,6 +8,7 @@ from fastai.distributed import ParallelTrainer
 from fastai.vision.all import *
 from torch.utils.checkpoint import checkpoint
 from fastkd.all import *
+from fastkd.teachers.calibrate import fit_temperature
 from fastkd.training.checkpoint import plain_data
 from remedies import *
 
@@ -321,6 +322,17 @@ cases = [
     ('the saved adapters do not fit these losses, layers or models',
      lambda: adapters(lambda: FitNet(layers=[('0','0')], weight=1)), 'do not fit these losses, layers or models',
      lambda: adapters(fitnet1)),
+    # calibrate
+    ('calibrate: the learner is for the task …',
+     lambda: calibrate(trained_hots()), 'give one with a single label per item', lambda: calibrate(learned(sixty, cnn6(), 1))),
+    ('calibrate: … does not end in a linear layer or a convolution with weights of its own',
+     lambda: calibrate(learned(sixty, model(3, nn.PReLU()), 1)), 'by `fit_temperature(logits, labels)` instead',
+     lambda: by_hand(learned(sixty, model(3, nn.PReLU()), 1))),
+    ('calibrate: the outputs of … are not those of its layer …',
+     lambda: calibrate(learned(sixty, model(3, nn.ReLU()), 1)), 'by `fit_temperature(logits, labels)` instead',
+     lambda: by_hand(learned(sixty, model(3, nn.ReLU()), 1))),
+    ('calibrate: there are … labels, too few to calibrate',
+     lambda: calibrate(learned(dls, cnn6(), 1)), 'give a `dl` with 50 or more', lambda: calibrate(learned(dls, cnn6(), 1), sixty.valid)),
 ]
 
 def fitnet1(): return FitNet(layers=[('1','1')], weight=1)
@@ -365,6 +377,13 @@ def advised_weight():
     "The weight that the warning advises"
     return float(re.search(r'weight=([\d.e-]+) would', said(lambda: fit(KD(teacher, SoftTarget(weight=1000))))[0])[1])
 
+def by_hand(learn):
+    "The NLL of logits that are divided by the temperature that fits, no larger than before"
+    z,y = learn.get_preds(act=noop)
+    before,after = nll(z.softmax(1), y),nll((z/fit_temperature(z, y)).softmax(1), y)
+    assert after <= before
+    return after
+
 def exported():
     teacher.export('teacher.pkl')
     return load_learner(teacher.path/'teacher.pkl')
@@ -388,6 +407,7 @@ class Text(nn.Module):
 
 normed = image_dls(n=48, bs=8, size=8, batch_tfms=Normalize.from_stats([.5]*3, [.5]*3, cuda=False))
 larger = image_dls(n=96, bs=32, size=8)
+sixty = image_dls(n=180, bs=32, size=8)  # for validation
 yes = binary_dls()
 one = learned(yes, seeded(cnn, 4, n_out=1), 20, BCEWithLogitsLossFlat())
 
