@@ -221,12 +221,12 @@ class ScaledLogits(Callback):
     def after_pred(self): self.learn.pred = self.pred*self.scale
 
 class CalibrateAfter(Callback):
-    "`calibrate` the model after training, on 512 of the test items"
+    "`calibrate` the model after training, on half of the test items"
     order,done = 100,False
     def after_fit(self):
         if self.done: return  # `calibrate` predicts, which ends in this event again
-        self.done,dl = True,self.dls.valid
-        calibrate(self.learn, Batches(dl.x[:512], dl.y[:512], 512))
+        self.done,dl,n = True,self.dls.valid,len(self.dls.valid.y)//2
+        calibrate(self.learn, Batches(dl.x[:n], dl.y[:n], 2000))
 
 def teacher_only(pred, teacher_pred):
     "KL divergence from the teacher's logits, softened until their standard deviation is 1, to the student's as they are"
