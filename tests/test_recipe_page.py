@@ -1,8 +1,8 @@
 "The page “A recipe that works” and its study: the figures are those of the committed runs, and the script makes runs like them"
-import json, sys
+import json, re, sys
 from pathlib import Path
 
-import pytest
+import numpy as np, pytest
 from nbdev.clean import nbdev_clean
 from nbdev.test import nbdev_test
 from helpers import pd
@@ -38,6 +38,19 @@ def test_the_overview_is_that_of_the_runs():
             assert f'<td>{d.mean():+.1f} ± {d.sem():.1f}</td>' in row, (setting, m)
         nll = o.groupby('method').nll.mean()
         assert f"<td>{nll['alone']:.3f}</td><td>{nll['default']:.3f}</td>" in row.replace('\n', '').replace(' '*6, '')
+
+def cells(page, setting): return re.findall('<td>(.*?)</td>', page.split(f'<th>{setting}</th>')[1].split('</tr>')[0])
+
+def test_what_calibrate_and_rescale_give_is_that_of_the_runs():
+    fitted,more = (next(o for o in html() if k in o) for k in ('default, then calibrate','ECE rescale'))
+    for setting,o in final.groupby('setting'):
+        by = o.groupby('method')[['accuracy','nll','ece']].mean()
+        four = ['alone','alone, then calibrate','default','default, then calibrate']
+        assert cells(fitted, setting) == [f'{by.loc[m,c]:.3f}' for c in ('ece','nll') for m in four], setting
+        acc = o.pivot(index='seed', columns='method', values='accuracy')
+        d,two = 100*(acc['default, rescale=True']-acc['default']),['default','default, rescale=True']
+        want = [d.mean(), d.sem(), *(by.loc[m,c] for c in ('nll','ece') for m in two)]
+        assert np.allclose([float(v) for v in cells(more, setting)], want, atol=6e-4), setting
 
 def test_the_readme_has_figures_of_the_runs():
     by = final[final.setting == 'mnist 3000, augmented, strong teacher'].groupby('method').accuracy.mean()*100
