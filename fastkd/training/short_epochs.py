@@ -10,10 +10,9 @@ from itertools import chain, islice
 from weakref import WeakKeyDictionary
 import torch
 from fastai.data.load import DataLoader
-from fastai.distributed import DistributedDL, DistributedTrainer
 from fastai.learner import _ConstantFunc
 from fastai.torch_core import num_distrib
-from fastcore.basics import GetAttr, noop
+from fastcore.basics import GetAttr, isinstance_str, noop
 from contextlib import contextmanager
 from ..losses.base import check_count
 from .attached import StaysHere, check_only_one
@@ -121,13 +120,13 @@ _lefts = WeakKeyDictionary()  # of each learner, of each of its loaders: what is
 
 def _left(learn, dl):
     "What is left of the pass over `dl`"
-    if isinstance(dl, DistributedDL): dl = dl.dl
+    if isinstance_str(dl, 'DistributedDL'): dl = dl.dl  # importing it needs the package accelerate
     kind = ItemsLeft if isinstance(dl, DataLoader) and dl.indexed and dl.n is not None else IteratorLeft
     return _lefts.setdefault(learn, WeakKeyDictionary()).setdefault(dl, kind())
 
 class ShortEpochs(StaysHere):
     "Epochs of `n_train` training and `n_valid` validation batches, each of which goes on where the one before it stopped"
-    order,_only_train_loop = DistributedTrainer.order+1,True
+    order,_only_train_loop = 12,True  # after fastai's `DistributedTrainer`
     def __init__(self,
         n_train:int, # training batches in an epoch, 1 or more
         n_valid:int=None, # validation batches in an epoch, 1 or more; None: all
