@@ -36,6 +36,8 @@ cases = {
                      lambda: ok(_loaded({'model': t().state_dict()}['model']))),
     'a ModuleDict': (lambda: ok(nn.ModuleDict(dict(a=t()))), 'one of its modules, or a list of them',
                      lambda: ok(list(nn.ModuleDict(dict(a=t(), b=t())).values()))),
+    'a dict of models': (lambda: ok(dict(a=t(), b=t())), 'one of its models, or a list of them', lambda: ok([*dict(a=t(), b=t()).values()])),
+    'a dict of learners': (lambda: ok(dict(a=student(dls))), 'one of its models, or a list of them', lambda: ok(student(dls))),
     'an empty list': (lambda: ok([]), 'is empty: give a trained', lambda: ok([t()])),
     'Teacher twice': (lambda: ok(Teacher(Teacher(t()))), 'wrap the Learner or the module itself', lambda: ok(Teacher(t()))),
     'no teacher': (lambda: ok(None), 'needs one: give', lambda: ok(None, TeacherFree())),

@@ -44,14 +44,22 @@ def plain_function(
     while isinstance(func, partial): func,given = func.func,{**func.keywords, **given}
     return func,given
 
+def _is_own(f): return str(getattr(f, '__module__', '')).split('.')[0] == 'sklearn'
+
+def _names(f):
+    "Names of the parameters of `f`; none for functions written in C"
+    try: return list(inspect.signature(f).parameters)
+    except (TypeError,ValueError): return []
+
 def is_sklearn(
     func, # any object
 )->bool:
-    "Is `func` a function of scikit-learn, or a `partial` of one?"
-    return str(getattr(plain_function(func)[0], '__module__', '')).split('.')[0] == 'sklearn'
+    "Is `func` a function of scikit-learn, a `partial` of one, or a function whose first argument is called `y_true`, as theirs?"
+    f = plain_function(func)[0]
+    return _is_own(f) or _names(f)[:1] == ['y_true']
 
 def sklearn_needs(
-    func, # a function of scikit-learn, or a `partial` of one
+    func, # for which `is_sklearn` holds
 )->str: # 'labels', 'scores' or 'values'
     "What `func` takes for the predictions; ValueError if it isn't a function of targets and predictions"
     f = plain_function(func)[0]
@@ -59,7 +67,7 @@ def sklearn_needs(
     pred = params[1] if len(params) > 1 else None
     if pred in ('y_score','y_prob','y_proba') or pred == 'y_pred' and 'log_loss' in name: return 'scores'
     if '_regression' in f.__module__: return 'values'
-    if pred in ('y_pred','labels_pred','y2'): return 'labels'
+    if pred in ('y_pred','labels_pred','y2') or pred and not _is_own(f): return 'labels'
     raise ValueError(f"metric {name} takes {tuple(params[:3])}, not targets and predictions: "
                      "give a function of predicted classes, probabilities or values, such as `f1_score`")
 
@@ -115,7 +123,8 @@ class _Sklearn:
     def __init__(self, func, preds, targs):
         preds,targs,(f,given) = _plain(preds),_plain(targs),plain_function(func)
         need,kind = sklearn_needs(func),task_kind(preds, targs)
-        self.func,self.name = func,f.__name__
+        if kind == 'regression' and not _is_own(f): need = 'values'
+        self.func,self.name = func,getattr(f, '__name__', type(f).__name__)
         self.params = inspect.signature(f).parameters.keys()
         _check_need(self.name, need, kind, preds, targs)
         self.y,self.p = self._arrays(need, kind, preds, targs)
@@ -126,7 +135,8 @@ class _Sklearn:
         "Targets and predictions, each (N, positions) or (N, positions, C)"
         if kind != 'single' or need == 'values': return _elementwise(need, kind, preds, targs)
         _check_classes(self.name, preds, targs)
-        if need == 'scores': return _class_scores(self.params, preds, targs.long())
+        indexes = set() if _is_own(plain_function(self.func)[0]) else {'labels'}  # a user's function gets class indexes
+        if need == 'scores': return _class_scores(self.params | indexes, preds, targs.long())
         return _narrow(targs.long()),_narrow(preds.argmax(1) if preds.is_floating_point() else preds)
 
     def _n_classes(self, kind, preds):
@@ -234,10 +244,14 @@ class _StandIn:
 
 def _function(func, preds, targs):
     "A function of rows: `func` of predictions and targets; with `sigmoid=False` if it would apply a sigmoid to probabilities"
-    try: known = inspect.signature(func).parameters
-    except ValueError: known = ()
-    kw = dict(sigmoid=False) if 'sigmoid' in known and is_prob(preds) else {}
-    return lambda rows=slice(None): func(preds[rows], targs[rows], **kw)
+    kw = dict(sigmoid=False) if 'sigmoid' in _names(func) and is_prob(preds) else {}
+    def score(rows=slice(None)):
+        try: return func(preds[rows], targs[rows], **kw)
+        except Exception as e:
+            raise ValueError(f"metric {metric_name(AvgMetric(func))}: {e} (it was called with predictions {tuple(preds[rows].shape)} and targets "
+                             f"{tuple(targs[rows].shape)}): a function that takes the targets first, and class indexes instead of probabilities, "
+                             "as scikit-learn's do, calls its first argument `y_true`") from e
+    return score
 
 def _accumulated(metric, preds, targs):
     "A function of rows: the value of a `Metric` object that has seen them as one batch"

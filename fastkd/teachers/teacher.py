@@ -37,6 +37,7 @@ def _remedy(o):
     if isinstance(o, Mapping):
         if o and all(isinstance(v, Tensor) for v in o.values()):
             return "a state dict has no model: make the model, call model.load_state_dict(…), and give the model"
+        if o and all(isinstance(v, (nn.Module,Learner)) for v in o.values()): return "give one of its models, or a list of them"
         return "a checkpoint is no model: make the model, load the state dict from the checkpoint into it, and give the model"
     if isinstance(o, (str,os.PathLike)):
         return ("give a trained Learner or an nn.Module: load_learner(path) reads an exported learner, "

@@ -219,6 +219,31 @@ def test_row_scorer_of_each_kind_is_metric_value_of_those_rows():
         close(row_scorer(m, p, y)(rows), metric_value(m, p[rows], y[rows]))
         close(row_scorer(m, p, y)(), metric_value(m, p, y))
 
+# functions of one's own that call scikit-learn's
+
+def macro(y_true, y_pred): return skm.f1_score(y_true, y_pred, average='macro')
+def ranked(y_true, y_score): return skm.top_k_accuracy_score(y_true, y_score, k=2)
+def off_by(y_true, y_pred, power=1): return (abs(y_true-y_pred)**power).mean()
+class Cost:
+    "A callable object"
+    def __call__(self, y_true, y_pred): return np.where(y_true == 0, 5., 1.)[y_true != y_pred].sum()
+
+def test_a_function_that_takes_y_true_first_is_called_as_scikit_learns():
+    p,y = single()
+    for m in macro, lambda y_true, y_pred: macro(y_true, y_pred): close(value(m, p, y), skm.f1_score(y, p.argmax(1), average='macro'))
+    close(value(ranked, p, y), skm.top_k_accuracy_score(y, p.numpy(), k=2))
+    close(value(Cost(), p, y), Cost()(y.numpy(), p.argmax(1).numpy()))
+    x,z = torch.randn(20,1),torch.randn(20,1)
+    close(value(partial(off_by, power=2), x, z), skm.mean_squared_error(z, x), 1e-6)
+    mp,my = multi()
+    close(value(macro, mp, my), skm.f1_score(my, mp > .5, average='macro'))
+
+def test_a_function_of_preds_and_targs_is_called_as_fastais():
+    p,y = single()
+    close(value(lambda inp, targ: accuracy(inp, targ), p, y), (p.argmax(1) == y).float().mean(), 1e-7)
+    with pytest.raises(ValueError, match=r"metric <lambda>: .*predictions \(200, 4\) and targets \(200,\).*calls its first argument `y_true`"):
+        value(lambda y, p: skm.f1_score(y, p, average='macro'), p, y)
+
 # errors
 
 @pytest.mark.parametrize('metric, preds, targs, msg', [
