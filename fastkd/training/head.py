@@ -29,7 +29,7 @@ def head_factor(
     layer:nn.Module, # linear or convolutional
 )->float: # 1 to 16
     "How much faster than the other layers the last one should learn"
-    return min(16., max(1., 4096/layer.weight[0].numel()))
+    return min(16., max(1., 512/layer.weight[0].numel()))
 
 # %% ../../nbs/training/13_head.ipynb #6a2f3702
 def _is_suited(learn):
@@ -81,7 +81,7 @@ class FasterHead(StaysHere):
     "Train the last layer of the model with a learning rate that is `factor` times as large"
     run_valid = False
     def __init__(self,
-        factor='auto', # number above 0, or 'auto': 4096 divided by the layer's inputs, 1 to 16; 1 for SGD, convolutions, multi-label tasks
+        factor='auto', # number above 0, or 'auto': 512 divided by the layer's inputs, 1 to 16; 1 for SGD, convolutions, multi-label tasks
     ): self.steps = HeadSteps(factor)
 
     def before_fit(self): self.steps.find(self.learn)

@@ -130,8 +130,8 @@ def test_models_without_an_output_layer_of_their_own():
     assert output_layer(tied) is None
 
 def test_the_factor_falls_with_the_inputs():
-    eq([head_factor(nn.Linear(n, 3)) for n in (1,256,512,1000,4096,9999)], [16.,16.,8.,4.096,1.,1.])
-    eq(head_factor(nn.Conv2d(128, 3, 1)), 16.)
+    eq([head_factor(nn.Linear(n, 3)) for n in (1,32,64,100,512,2048)], [16.,16.,8.,5.12,1.,1.])
+    eq(head_factor(nn.Conv2d(128, 3, 1)), 4.)
 
 # what is said
 def test_summary_names_the_layer_and_how_to_turn_it_off(dls, teacher):
