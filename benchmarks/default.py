@@ -84,10 +84,11 @@ def split(x, y):
 sources = dict(digits=digits, pairs=pairs, mnist=partial(images, MNIST), fashion=partial(images, FashionMNIST), diamonds=diamonds, words=words)
 
 # Models
+def convs(widths): return [ConvLayer(i, o, stride=2) for i,o in zip((1,*widths), widths)]
+
 def convnet(*widths):
     "A CNN whose convolutions each halve the image, (B, 1, 28, 28) → logits (B, 10)"
-    convs = [ConvLayer(i, o, stride=2) for i,o in zip((1,*widths), widths)]
-    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(widths[-1], 10))
+    return nn.Sequential(*convs(widths), nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(widths[-1], 10))
 
 def mlp(*widths):
     "A dense network, (B, 19) → logits (B, 8)"
@@ -124,8 +125,7 @@ class Pretrained(nn.Module):
 
 def headed(*widths):
     "The convolutions of `convnet` with fastai's head, whose last layer has 512 normalised inputs, (B, 1, 28, 28) → logits (B, 10)"
-    convs = [ConvLayer(i, o, stride=2) for i,o in zip((1,*widths), widths)]
-    return nn.Sequential(nn.Sequential(*convs), create_head(widths[-1], 10))
+    return nn.Sequential(nn.Sequential(*convs(widths)), create_head(widths[-1], 10))
 
 class Setting(NamedTuple):
     "One situation: data, student, teacher and training"

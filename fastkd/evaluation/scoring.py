@@ -44,7 +44,9 @@ def plain_function(
     while isinstance(func, partial): func,given = func.func,{**func.keywords, **given}
     return func,given
 
-def _is_own(f): return str(getattr(f, '__module__', '')).split('.')[0] == 'sklearn'
+def _from_sklearn(f): return str(getattr(f, '__module__', '')).split('.')[0] == 'sklearn'
+
+def _name(f): return getattr(f, '__name__', type(f).__name__)
 
 def _names(f):
     "Names of the parameters of `f`; none for functions written in C"
@@ -56,18 +58,18 @@ def is_sklearn(
 )->bool:
     "Is `func` a function of scikit-learn, a `partial` of one, or a function whose first argument is called `y_true`, as theirs?"
     f = plain_function(func)[0]
-    return _is_own(f) or _names(f)[:1] == ['y_true']
+    return _from_sklearn(f) or _names(f)[:1] == ['y_true']
 
 def sklearn_needs(
     func, # for which `is_sklearn` holds
 )->str: # 'labels', 'scores' or 'values'
     "What `func` takes for the predictions; ValueError if it isn't a function of targets and predictions"
     f = plain_function(func)[0]
-    name,params = getattr(f, '__name__', type(f).__name__),list(inspect.signature(f).parameters)
+    name,params = _name(f),_names(f)
     pred = params[1] if len(params) > 1 else None
     if pred in ('y_score','y_prob','y_proba') or pred == 'y_pred' and 'log_loss' in name: return 'scores'
     if '_regression' in f.__module__: return 'values'
-    if pred in ('y_pred','labels_pred','y2') or pred and not _is_own(f): return 'labels'
+    if pred in ('y_pred','labels_pred','y2') or pred and not _from_sklearn(f): return 'labels'
     raise ValueError(f"metric {name} takes {tuple(params[:3])}, not targets and predictions: "
                      "give a function of predicted classes, probabilities or values, such as `f1_score`")
 
@@ -111,21 +113,20 @@ def _elementwise(need, kind, preds, targs):
     form = _wide if preds.ndim > 1 and preds.shape[1] > 1 else _narrow
     return form(targs),form(preds.long() if preds.dtype == torch.bool else preds)
 
-def _class_scores(params, preds, targs):
-    "Class indexes and probabilities, in the form that a function with these parameters takes"
+def _class_scores(indexes, of_second, preds, targs):
+    "Classes, as indexes or indicators, and probabilities; of two classes, those of the second for functions that take these"
     n = preds.shape[1]
-    if n == 2 and params & {'labels','pos_label'}: return _narrow(targs),_narrow(preds[:,1])
-    one_hot = 'labels' not in params
-    return (np.eye(n, dtype=int)[_narrow(targs)] if one_hot else _narrow(targs)),_wide(preds)
+    if n == 2 and (indexes or of_second): return _narrow(targs),_narrow(preds[:,1])
+    return (_narrow(targs) if indexes else np.eye(n, dtype=int)[_narrow(targs)]),_wide(preds)
 
 class _Sklearn:
     "A function of scikit-learn on any rows of the predictions"
     def __init__(self, func, preds, targs):
         preds,targs,(f,given) = _plain(preds),_plain(targs),plain_function(func)
         need,kind = sklearn_needs(func),task_kind(preds, targs)
-        if kind == 'regression' and not _is_own(f): need = 'values'
-        self.func,self.name = func,getattr(f, '__name__', type(f).__name__)
-        self.params = inspect.signature(f).parameters.keys()
+        if kind == 'regression' and not _from_sklearn(f): need = 'values'
+        self.func,self.name,self.params = func,_name(f),set(_names(f))
+        self.indexes = 'labels' in self.params or not _from_sklearn(f)  # does it take class indexes beside scores, rather than indicators?
         _check_need(self.name, need, kind, preds, targs)
         self.y,self.p = self._arrays(need, kind, preds, targs)
         self.kw = {k:v for k,v in self._keywords(need, self._n_classes(kind, preds)).items() if k not in given}
@@ -135,8 +136,7 @@ class _Sklearn:
         "Targets and predictions, each (N, positions) or (N, positions, C)"
         if kind != 'single' or need == 'values': return _elementwise(need, kind, preds, targs)
         _check_classes(self.name, preds, targs)
-        indexes = set() if _is_own(plain_function(self.func)[0]) else {'labels'}  # a user's function gets class indexes
-        if need == 'scores': return _class_scores(self.params | indexes, preds, targs.long())
+        if need == 'scores': return _class_scores(self.indexes, 'pos_label' in self.params, preds, targs.long())
         return _narrow(targs.long()),_narrow(preds.argmax(1) if preds.is_floating_point() else preds)
 
     def _n_classes(self, kind, preds):
@@ -227,7 +227,7 @@ def metric_name(
     try: return metric.name
     except AttributeError: pass
     func = plain_function(metric.func)[0]
-    return getattr(func, '__name__', type(func).__name__)
+    return _name(func)
 
 def _unactivated(preds, activation):
     "Logits whose `activation` is `preds`; in float64, so that different probabilities stay different"

@@ -38,6 +38,10 @@ def _best_factors(s, t, w, n_iter=6):
         a = (a - (slope/(curve+1e-6))[:,None,None]).clamp(a/2, a*2)
     return a
 
+def _check_rescale(o):
+    "TypeError for a number, which was meant for another argument"
+    if not isinstance(o, bool): raise TypeError(f"rescale={o!r}: give True or False, and what comes after it by name, such as weight=.5")
+
 @full_precision
 def rescale_teacher(
     pred:Tensor, # student logits, (B, C, *)
@@ -64,6 +68,7 @@ def soft_target(
     mask:Tensor=None, # positions that count, (B, *) bool; None: all
 )->Tensor: # scalar, nats times T²
     "T² times the mean KL divergence from the teacher at temperature T (Hinton et al., 1503.02531); ValueError if the shapes differ"
+    _check_rescale(rescale)
     check_logits(pred, teacher_pred, axis)
     if rescale: teacher_pred = rescale_teacher(pred, teacher_pred, T, axis, mask)
     if standardize: pred,teacher_pred = standardize_logits(pred, axis),standardize_logits(teacher_pred, axis)
@@ -85,6 +90,7 @@ class SoftTarget(DistillationLoss):
         weight:float=1., # factor of this term, or a schedule
         calibrated:bool=False # divide the teacher's logits by the temperature that fits the validation labels first (1706.04599)?
     ):
+        _check_rescale(rescale)
         if rescale and standardize: raise ValueError(
             "rescale=True with standardize=True has no effect, since standardised logits have no size: leave one of them out")
         more = dict(rescale=True) if rescale else {}

@@ -112,9 +112,10 @@ def calibrate(
         raise ValueError(f"calibrate: the outputs of {type(learn.model).__name__} are not those of its layer {name!r}: "
                          "divide its logits by `fit_temperature(logits, labels)` instead")
     z,y = _flat(z, y, task.axis)
-    if y is None or (n := int((_known(y, None, task.ignore_index) >= 0).sum())) < n_needed:
-        raise ValueError(f"calibrate: there are {0 if y is None else n} labels, too few to calibrate: give a `dl` with {n_needed} or more")
-    T = fit_temperature(z, _known(y, None, task.ignore_index))
+    y = _known(torch.empty(0) if y is None else y, None, task.ignore_index)
+    if (n := int((y >= 0).sum())) < n_needed:
+        raise ValueError(f"calibrate: there are {n} labels, too few to calibrate: give a `dl` with {n_needed} or more")
+    T = fit_temperature(z, y)
     with torch.no_grad():
         for p in layer._parameters.values():
             if p is not None: p /= T

@@ -184,11 +184,17 @@ class Heads:
         for h in self: h.bind(learn)
         if len(teachers): self._leave_out(learn, teachers)
 
+    def _given(self, i, first):
+        "What output `i` is to be distilled with: losses, [] for nothing, or None for the default of its task"
+        if self.losses: return self.losses[i] or []
+        if first.losses is None: return None
+        res = _on_preds(first.losses)
+        return None if res and self.tasks[i].kind != self.task.kind else res  # losses of another task don't fit
+
     def _head(self, i, first, teachers):
-        given = self.losses[i] if self.losses else None if first.losses is None else _on_preds(first.losses)
-        other = given and not self.losses and self.tasks[i].kind != self.task.kind  # then its own default is better than the first's losses
-        res = Objective(None if other else given or None, first.weight, first.hard_weight)
-        res.skip = not given and bool(self.losses or first.losses)
+        given = self._given(i, first)
+        res = Objective(given or None, first.weight, first.hard_weight)
+        res.skip = given == []
         if any(isinstance(l, FeatureLoss) for l in res.losses or ()):
             raise ValueError(f"loss has a feature loss for output {i}, but layers belong to no output: give it with those of output 0")
         return Head(i, self.names[i], res, OutputTeachers(teachers, i), self.tasks[i])

@@ -92,6 +92,8 @@ cases = [
     ('rescale=True with standardize=True has no effect, since standardised logits have no size',
      lambda: SoftTarget(standardize=True, rescale=True), 'leave one of them out',
      lambda: [o(p, t) for o in (SoftTarget(standardize=True), SoftTarget(rescale=True))]),
+    ('rescale=…: give True or False, and what comes after it by name, such as weight=.5',
+     lambda: SoftTarget(4, False, .5), 'by name', lambda: SoftTarget(4, False, weight=.5)(p, t)),
     ('y has shape … and pred …',
      lambda: teacher_bounded(p, t, y=torch.randn(4)), 'give one target per output', lambda: teacher_bounded(p, t, y=torch.randn(4,3))),
     # Labels

@@ -360,3 +360,8 @@ def test_images_with_augmentation():
 def test_numbers_out_of_range(args, message):
     with pytest.raises(ValueError, match=message): ShortEpochs(*args)
     with pytest.raises(TypeError, match='n_train=2.5'): ShortEpochs(2.5)
+
+def test_it_comes_after_fastais_trainer_of_several_processes():
+    from fastai.distributed import DistributedDL, DistributedTrainer
+    eq(ShortEpochs.order, DistributedTrainer.order+1)
+    eq(DistributedDL.__name__, 'DistributedDL')  # by which it is known without an import
